@@ -1,0 +1,1 @@
+"""Compiled parts of fastbp: tensors, the executor, kernels. No policy here."""

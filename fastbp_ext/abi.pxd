@@ -1,0 +1,32 @@
+# The C structures of kernels/abi.h, for the executor and the kernels.
+from libc.stdint cimport int32_t, uint8_t
+
+
+cdef extern from "abi.h" nogil:
+    enum:
+        FB_OPERANDS
+        FB_DIMS
+        FB_CONSTANTS
+        FB_TILE
+
+    ctypedef struct fb_instruction
+    # noexcept nogil function types need their own lines: C sees plain functions.
+    ctypedef void (*fb_inner)(char** p, Py_ssize_t n, const double* c) noexcept nogil
+    ctypedef void (*fb_run)(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop) noexcept nogil
+
+    ctypedef struct fb_instruction:
+        fb_run run
+        fb_inner inner
+        Py_ssize_t units
+        char* p[8]
+        double c[6]
+        int32_t operands
+        int32_t outputs
+        int32_t ndim
+        int32_t kept
+        uint8_t itemsize[8]
+        Py_ssize_t shape[12]
+        Py_ssize_t stride[8][12]
+
+    unsigned fb_flush_begin(int flush)
+    void fb_flush_end(int flush, unsigned mode)

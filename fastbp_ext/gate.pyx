@@ -1,0 +1,627 @@
+"""Gate: a kernel, a shape rule and a vjp; and what happens when one is applied to tensors.
+
+The rows themselves stand in fastbp.gates. Here is what all of them share: arguments become
+tensors, shapes are broadcast, the output is made, the kernel runs, the stage goes on the tape.
+"""
+from libc.stdint cimport int64_t
+
+from fastbp_ext.abi cimport FB_CONSTANTS
+from fastbp_ext.lower cimport (lower_copy, lower_elementwise, lower_product, lower_reduce, lower_rows,
+                               lower_scatter, lower_take)
+from fastbp_ext.program cimport now
+from fastbp_ext.tensor cimport (BOOL, FLOAT32, FLOAT64, INT64, MAX_DIMS, UINT64, Dtype, Tensor, dtype_name,
+                                grad_enabled, integer, is_float, item_size, new_like, new_tensor, new_view, scalar,
+                                set_stage, wrap_array)
+
+import operator
+import types
+
+import numpy as np
+
+from fastbp_ext.cpu import TABLE
+from fastbp_ext.tensor import tensor
+
+cdef object bind_method = types.MethodType
+cdef tuple NUMBERS = (float, int, np.number, np.bool_)
+cdef dict NOTHING = {}
+
+cdef enum Form:
+    ELEMENTWISE
+    VIEW
+    COPY
+    REDUCE_ONE
+    REDUCE
+    PRODUCT
+    ROWS
+    TAKE
+    SCATTER
+    JOIN
+    PLACE
+    CUSTOM
+
+FORMS = {"elementwise": ELEMENTWISE, "view": VIEW, "copy": COPY, "reduce": REDUCE, "reduce one": REDUCE_ONE,
+         "product": PRODUCT, "rows": ROWS, "take": TAKE, "scatter": SCATTER, "join": JOIN, "place": PLACE,
+         "custom": CUSTOM}
+
+
+cdef _raise(str kind, str what, got, expected, fix):
+    # The package's errors know the user's line. They stand above this module.
+    from fastbp import errors
+    raise errors.error(getattr(errors, kind), what, got=got, expected=expected, fix=fix)
+
+
+cdef bint is_weak(object x):
+    """Python numbers and NumPy scalars take the dtype of the tensor that they meet."""
+    return type(x) is float or type(x) is int or isinstance(x, NUMBERS)
+
+
+cdef Tensor as_tensor(str gate, object x, int kind):
+    """An argument of a gate as a tensor; `kind` is the dtype that weak numbers take."""
+    if isinstance(x, Tensor):
+        return <Tensor> x
+    if is_weak(x):
+        if kind == INT64:
+            if int(x) != x:
+                _raise("DtypeError", f"{gate}: integers and {x!r} do not mix", f"int64 and {type(x).__name__}",
+                       "one of them", "convert the integers: fb.tensor(y.numpy().astype('float32'))")
+            return integer(int(x))
+        return scalar(float(x), <Dtype> kind if kind >= 0 else FLOAT32)
+    if isinstance(x, np.ndarray):
+        return wrap_array(x)
+    if isinstance(x, (list, tuple)):
+        return tensor(x)
+    if hasattr(x, "__array__"):
+        return wrap_array(np.asarray(x))
+    _raise("DtypeError", f"{gate}: an argument is not a tensor", f"{type(x).__name__}",
+           "a Tensor, a NumPy array, a number or a list of numbers", "convert it: fb.tensor(x)")
+
+
+cdef tuple as_floats(Gate gate, tuple args):
+    """Arguments as floating tensors of one dtype."""
+    cdef int kind = -1
+    cdef bint ready = True, numbers = True
+    cdef Tensor x
+    for arg in args:
+        if isinstance(arg, Tensor):
+            x = <Tensor> arg
+            if kind < 0:
+                kind = x.kind
+            numbers = numbers and <int> x.kind == kind
+        else:
+            ready = False
+            numbers = numbers and (type(arg) is float or type(arg) is int)
+    if numbers and kind >= 0 and is_float(<Dtype> kind):
+        return args if ready else tuple(
+            [arg if isinstance(arg, Tensor) else scalar(float(arg), <Dtype> kind) for arg in args])
+    return mixed(gate, args)
+
+
+cdef tuple mixed(Gate gate, tuple args):
+    """as_floats where there is more to convert, or something to refuse."""
+    cdef list tensors = []
+    cdef Tensor x
+    cdef int found = -1
+    for arg in args:
+        if not is_weak(arg):
+            x = as_tensor(gate.name, arg, -1)
+            if not is_float(x.kind):
+                _raise("DtypeError", f"{gate.name}: not a gate for {dtype_name(x.kind)} tensors",
+                       f"dtype {dtype_name(x.kind)}, shape {x.shape}", "float32 or float64",
+                       "convert it: fb.tensor(x.numpy(), dtype='float32')")
+            if found >= 0 and found != <int> x.kind:
+                _raise("DtypeError", f"{gate.name}: float32 and float64 do not mix",
+                       " and ".join([dtype_name((<Tensor> as_tensor(gate.name, a, -1)).kind)
+                                     for a in args if not is_weak(a)]),
+                       "one floating dtype",
+                       "make the inputs of one dtype: fb.tensor(a, dtype='float32'), or model.to('float64')")
+            found = x.kind
+            tensors.append(x)
+        else:
+            tensors.append(None)
+    for k in range(len(args)):
+        if tensors[k] is None:
+            tensors[k] = as_tensor(gate.name, args[k], found)
+    return tuple(tensors)
+
+
+cdef Tensor to_int64(Tensor x):
+    """An integer or bool tensor as contiguous int64."""
+    if x.kind == INT64 and x.contiguous:
+        return x
+    return wrap_array(np.ascontiguousarray(x.numpy(), dtype=np.int64).reshape(x.shape))
+
+
+cdef tuple as_comparable(Gate gate, tuple args):
+    """Arguments of a comparison: floats of one dtype, or integers and bools as int64."""
+    cdef Tensor x
+    cdef bint whole = True
+    for arg in args:
+        if not is_weak(arg):
+            x = as_tensor(gate.name, arg, -1)
+            whole = whole and not is_float(x.kind)
+    if not whole:
+        return as_floats(gate, args)
+    return tuple([to_int64(as_tensor(gate.name, arg, INT64)) for arg in args])
+
+
+cdef int broadcast(Gate gate, tuple xs, Py_ssize_t* dims) except -1:
+    """The shape that all xs broadcast to; its rank is returned."""
+    cdef int rank = 0, d, shift
+    cdef Tensor x
+    for x in xs:
+        if x.rank > rank:
+            rank = x.rank
+    for d in range(rank):
+        dims[d] = 1
+    for x in xs:
+        shift = rank - x.rank
+        for d in range(x.rank):
+            if dims[shift + d] == 1:
+                dims[shift + d] = x.dims[d]
+            elif x.dims[d] != 1 and x.dims[d] != dims[shift + d]:
+                _raise("ShapeError", f"{gate.name}: the shapes do not broadcast",
+                       " and ".join([str(x.shape) for x in xs]),
+                       "sizes that are equal or 1, counted from the last dimension",
+                       "reshape one of them, for example with expand_dims")
+    return rank
+
+
+cpdef Py_ssize_t one_axis(str gate, object axis, int rank) except -1:
+    """An axis as a number from 0, checked."""
+    cdef Py_ssize_t at
+    try:
+        at = operator.index(axis)
+    except TypeError:
+        raise TypeError(f"{gate}: axis is an integer, not {axis!r}") from None
+    if at < -rank or at >= rank:
+        _raise("ShapeError", f"{gate}: there is no such axis", f"axis {axis} of {rank} dimensions",
+               f"{-rank} to {rank - 1}" if rank else "no axis: the tensor is 0-d",
+               "count the axes from 0, or from -1 at the end")
+    return at + rank if at < 0 else at
+
+
+cdef bint walkable(Tensor x) noexcept:
+    """Whether the product's kernel can walk x: along rows or columns, element by element."""
+    cdef int d
+    for d in range(x.rank - 2, x.rank):
+        if x.dims[d] == 1 or x.steps[d] == item_size(x.kind):
+            return True
+    return False
+
+
+cdef Tensor copy_of(Tensor x):
+    cdef Tensor y = new_tensor(x.rank, x.dims, x.kind)
+    lower_copy(now, y, x)
+    return y
+
+
+cdef class Gate:
+    """One gate: `y = gate(*inputs, **parameters)`, forward and backward.
+
+    name: how listings call it. formula: what it computes, one line. vjp: for each input a
+    function `(dy, y, *inputs, **parameters) -> dx` written in gates, or None where there is no
+    gradient. Gates are made by the decorators of `fastbp.gates.row`.
+    """
+    cdef readonly str name
+    cdef readonly str formula
+    cdef readonly tuple vjp
+    cdef readonly tuple inputs
+    cdef readonly dict constants     # parameters that the kernel reads, in its order
+    cdef readonly str form
+    cdef readonly bint differentiable
+    cdef object rule
+    cdef Form loop
+    cdef int result                  # -1: the dtype of the inputs
+    cdef bint compares               # integers are welcome too
+    cdef int first                   # inputs before this one are not floats of the common dtype
+    cdef bint any_dtype
+    cdef bint averages               # a reduction that divides by the number of elements
+    cdef bint of_none                # a reduction that has a value for no elements
+    cdef readonly bint variadic      # any number of inputs: the vjp is told `which`
+    cdef void* kernels[3]            # for float32, float64, int64
+    cdef dict __dict__
+
+    def __init__(self, str name, str formula, *, str form, inputs, vjp, kernel=None, rule=None, constants=None,
+                 result=None, bint compares=False, int first=0, bint any_dtype=False, bint averages=False,
+                 bint of_none=True):
+        self.name = name
+        self.formula = formula
+        self.form = form
+        self.loop = FORMS[form]
+        self.inputs = tuple(inputs)
+        self.vjp = tuple(vjp)
+        self.differentiable = any([f is not None for f in self.vjp])
+        self.rule = rule
+        self.constants = constants or {}
+        self.result = {None: -1, "bool": BOOL, "int64": INT64}[result]
+        self.compares = compares
+        self.first = first
+        self.variadic = self.loop == JOIN or self.loop == CUSTOM
+        self.any_dtype = any_dtype
+        self.averages = averages
+        self.of_none = of_none
+        for k, dtype in enumerate(("float32", "float64", "int64")):
+            self.kernels[k] = <void*> <size_t> TABLE[dtype].get(kernel, 0)
+        if kernel is not None and self.kernels[0] == NULL and self.kernels[2] == NULL:
+            raise ValueError(f"gate {name}: there is no kernel {kernel!r}")
+        if len(self.constants) > FB_CONSTANTS:
+            raise ValueError(f"gate {name}: a kernel reads at most {FB_CONSTANTS} constants")
+
+    def __repr__(self):
+        return f"<gate {self.name}: {self.formula}>"
+
+    def __reduce__(self):
+        return self.name
+
+    def __get__(self, instance, owner):
+        return self if instance is None else bind_method(self, instance)
+
+    def __call__(self, *args, **kwargs):
+        if self.loop == ELEMENTWISE:
+            if kwargs or len(args) != len(self.inputs):
+                args, kwargs = self._bind(args, kwargs)
+                return self.map(args, kwargs)
+            return self.map(args, self.constants)
+        if self.loop == REDUCE or self.loop == REDUCE_ONE:
+            if kwargs or len(args) != 1:
+                try:
+                    bound = self.__signature__.bind(*args, **kwargs).arguments
+                except TypeError as problem:
+                    raise TypeError(f"{self.name}{self.__signature__}: {problem}") from None
+                return self.fold(bound["x"], bound.get("axis"), bound.get("keepdims", False))
+            return self.fold(args[0], None, False)
+        if self.loop == PRODUCT:
+            return self.multiply(args)
+        return self.general(args, kwargs)
+
+    def _bind(self, args, kwargs):
+        """Inputs and parameters apart, however they were given."""
+        try:
+            bound = self.__signature__.bind(*args, **kwargs)
+        except TypeError as problem:
+            raise TypeError(f"{self.name}{self.__signature__}: {problem}") from None
+        given = bound.arguments
+        return (tuple([given[name] for name in self.inputs]),
+                {name: float(given.get(name, default)) for name, default in self.constants.items()})
+
+    cdef Tensor map(self, tuple args, dict params):
+        """An elementwise gate: the output has the shape that the inputs broadcast to."""
+        cdef tuple xs
+        cdef Tensor x, y
+        cdef Py_ssize_t dims[MAX_DIMS]
+        cdef void* operands[8]
+        cdef double c[FB_CONSTANTS]
+        cdef int rank, k, d, count
+        cdef bint same
+        if self.compares:
+            xs = as_comparable(self, args)
+        elif self.first:
+            xs = (self.condition(args[0]),) + as_floats(self, args[1:])
+        else:
+            xs = as_floats(self, args)
+        rank = broadcast(self, xs, dims)
+        x = <Tensor> xs[self.first]
+        same = x.rank == rank and not x.contiguous
+        for d in range(rank if same else 0):
+            same = same and x.dims[d] == dims[d]
+        if same:
+            y = new_like(x, <Dtype> self.result if self.result >= 0 else x.kind)
+        else:
+            y = new_tensor(rank, dims, <Dtype> self.result if self.result >= 0 else x.kind)
+        operands[0] = <void*> y
+        k = 1
+        for item in xs:
+            operands[k] = <void*> item
+            k += 1
+        count = k
+        if params:
+            k = 0
+            for value in params.values():
+                c[k] = value
+                k += 1
+            while k < FB_CONSTANTS:
+                c[k] = 0
+                k += 1
+            lower_elementwise(now, self.kernels[x.kind if x.kind <= FLOAT64 else 2], 1, 0, count, operands, c)
+        else:
+            lower_elementwise(now, self.kernels[x.kind if x.kind <= FLOAT64 else 2], 1, 0, count, operands, NULL)
+        if self.differentiable:
+            self.record(y, xs, params)
+        return y
+
+    cdef Tensor condition(self, object x):
+        cdef Tensor t = as_tensor(self.name, np.asarray(x) if is_weak(x) else x, -1)
+        if t.kind != BOOL:
+            _raise("DtypeError", f"{self.name}: the condition is not bool", f"dtype {dtype_name(t.kind)}", "bool",
+                   "compare first: fb.where(x > 0, ...)")
+        return t
+
+    cdef int record(self, Tensor y, tuple xs, dict params) except -1:
+        cdef Tensor x
+        if grad_enabled():
+            for x in xs:
+                if x.needs_grad:
+                    set_stage(y, self, xs, params)
+                    break
+        return 0
+
+    cdef Tensor fold(self, object arg, object axis, bint keepdims):
+        """A reduction over `axis`: None, a number or, but for REDUCE_ONE, a tuple."""
+        cdef tuple xs = as_floats(self, (arg,))
+        cdef Tensor x = <Tensor> xs[0]
+        cdef Tensor y
+        cdef Py_ssize_t dims[MAX_DIMS]
+        cdef bint reduced[MAX_DIMS]
+        cdef int rank = 0, d
+        cdef Py_ssize_t n = 1
+        cdef list axes = []
+        self.mark(axis, x.rank, reduced)
+        for d in range(x.rank):
+            if reduced[d]:
+                axes.append(d)
+                n *= x.dims[d]
+            if keepdims or not reduced[d]:
+                dims[rank] = 1 if reduced[d] else x.dims[d]
+                rank += 1
+        if n == 0 and not self.of_none:
+            _raise("ShapeError", f"{self.name}: nothing to choose from", f"shape {x.shape}, axis {axis}",
+                   "at least one element along the axis", "leave empty arrays out")
+        y = new_tensor(rank, dims, <Dtype> self.result if self.result >= 0 else x.kind)
+        lower_reduce(now, self.kernels[<int> x.kind], y, x, axes, n if self.averages else 1)
+        if self.differentiable and x.needs_grad and grad_enabled():
+            set_stage(y, self, xs, {"axes": tuple(axes), "keepdims": keepdims})
+        return y
+
+    cdef int mark(self, object axis, int rank, bint* reduced) except -1:
+        """Which dimensions `axis` names."""
+        cdef int d
+        cdef Py_ssize_t at
+        for d in range(rank):
+            reduced[d] = axis is None
+        if axis is None:
+            return 0
+        if isinstance(axis, (tuple, list)):
+            if self.loop == REDUCE_ONE:
+                raise TypeError(f"{self.name}: axis is an integer or None, not {axis!r}")
+        else:
+            axis = (axis,)
+        for a in axis:
+            at = one_axis(self.name, a, rank)
+            if reduced[at]:
+                _raise("ShapeError", f"{self.name}: an axis comes twice", f"axis={axis}", "each axis once",
+                       "leave one out")
+            reduced[at] = True
+        return 0
+
+    cdef Tensor multiply(self, tuple args):
+        """A matrix product of two tensors of at least two dimensions; the leading ones broadcast."""
+        cdef tuple xs = as_floats(self, args)
+        cdef Tensor x = <Tensor> xs[0], w = <Tensor> xs[1]
+        cdef Tensor y
+        cdef Py_ssize_t dims[MAX_DIMS]
+        cdef Py_ssize_t a, b
+        cdef int rank = max(x.rank, w.rank), d
+        for d in range(rank - 2):
+            a = x.dims[d - rank + x.rank] if d >= rank - x.rank else 1
+            b = w.dims[d - rank + w.rank] if d >= rank - w.rank else 1
+            if a != b and a != 1 and b != 1:
+                _raise("ShapeError", f"{self.name}: the leading dimensions do not broadcast",
+                       f"{x.shape} @ {w.shape}", "leading sizes that are equal or 1", "reshape one of them")
+            dims[d] = a if b == 1 else b
+        dims[rank - 2] = x.dims[x.rank - 2]
+        dims[rank - 1] = w.dims[w.rank - 1]
+        if not walkable(x):
+            x = copy_of(x)
+        if not walkable(w):
+            w = copy_of(w)
+        y = new_tensor(rank, dims, x.kind)
+        lower_product(now, self.kernels[<int> x.kind], y, x, w)
+        self.record(y, xs, NOTHING)
+        return y
+
+    cdef Tensor general(self, tuple args, dict kwargs):
+        """A gate with a rule: the rule gives the output's shape and the parameters."""
+        cdef tuple xs
+        cdef Tensor x, y
+        cdef Py_ssize_t dims[MAX_DIMS]
+        cdef Py_ssize_t steps[MAX_DIMS]
+        cdef void* operands[8]
+        cdef double c[FB_CONSTANTS]
+        cdef int n = len(self.inputs), k, rank
+        cdef dict params
+        cdef Dtype kind
+        cdef void* kernel
+        if self.loop == JOIN:
+            xs = tuple(args[0])
+            args = (None,) + args[1:]
+            n = 1
+        elif self.loop == TAKE or self.loop == SCATTER or self.loop == CUSTOM:
+            n = len(args)
+            xs = args
+        else:
+            if len(args) < n:
+                bound = self.__signature__.bind(*args, **kwargs)
+                args, kwargs = bound.args, bound.kwargs
+            xs = args[:n]
+        if self.loop == TAKE:
+            xs = self.movable(xs[:1]) + xs[1:]
+        elif self.loop == SCATTER:
+            xs = as_floats(self, xs[:1]) + xs[1:]
+        elif self.any_dtype:
+            xs = self.movable(xs)
+        elif self.first:
+            xs = as_floats(self, xs[:self.first]) + xs[self.first:]
+        else:
+            xs = as_floats(self, xs)
+        if self.loop == CUSTOM:
+            y = wrap_array(self.rule(*xs))
+            self.record(y, xs, NOTHING)
+            return y
+        if self.loop == JOIN:
+            if not xs:
+                raise ValueError(f"{self.name}: no tensors")
+            plan = self.rule(xs, *args[n:], **kwargs)
+        else:
+            plan = self.rule(*xs, *args[n:], **kwargs)
+        x = <Tensor> xs[0]
+        params = plan[-1]
+        kind = <Dtype> self.result if self.result >= 0 else x.kind
+        rank = 0
+        for size in plan[0]:
+            if rank == MAX_DIMS:
+                _raise("ShapeError", f"{self.name}: too many dimensions", f"shape {plan[0]}",
+                       f"at most {MAX_DIMS} dimensions", "use fewer")
+            dims[rank] = size
+            rank += 1
+        if self.loop == VIEW:
+            k = rank - 1
+            if plan[1] is None:     # in C order, as x is
+                steps[k] = item_size(x.kind)
+                while k > 0:
+                    steps[k - 1] = steps[k] * dims[k]
+                    k -= 1
+            else:
+                k = 0
+                for step in plan[1]:
+                    steps[k] = step
+                    k += 1
+            y = new_view(x, rank, dims, steps, x.data + <Py_ssize_t> plan[2])
+            self.record(y, xs, params)
+            return y
+        y = new_tensor(rank, dims, kind)
+        kernel = self.kernels[x.kind if x.kind <= FLOAT64 else 2]
+        if self.loop == COPY:
+            lower_copy(now, y, x)
+        elif self.loop == ROWS:
+            operands[0] = <void*> y
+            k = 1
+            for item in xs:
+                operands[k] = <void*> item
+                k += 1
+            n = k
+            k = 0
+            for name in self.constants:
+                c[k] = params[name]
+                k += 1
+            while k < FB_CONSTANTS:
+                c[k] = 0
+                k += 1
+            lower_rows(now, kernel, n, operands, c)
+        elif self.loop == TAKE:
+            lower_take(now, y, x, xs[1:], params["axis"])
+        elif self.loop == SCATTER:
+            lower_scatter(now, kernel, y, x, xs[1:], params["axis"])
+        elif self.loop == JOIN:
+            self.join(y, xs, params["axis"])
+        elif self.loop == PLACE:
+            self.place(y, x, params)
+        if self.differentiable:
+            self.record(y, xs, params)
+        return y
+
+    cdef tuple movable(self, tuple args):
+        """Tensors of any one dtype."""
+        cdef list xs = []
+        cdef Tensor x
+        cdef int kind = -1
+        for arg in args:
+            if not is_weak(arg) and kind < 0:
+                kind = as_tensor(self.name, arg, -1).kind
+        for arg in args:
+            x = as_tensor(self.name, arg, kind)
+            if kind >= 0 and <int> x.kind != kind:
+                _raise("DtypeError", f"{self.name}: the dtypes differ",
+                       " and ".join([dtype_name((<Tensor> as_tensor(self.name, a, kind)).kind) for a in args]),
+                       "one dtype", "make the inputs of one dtype: fb.tensor(a, dtype=...)")
+            xs.append(x)
+        return tuple(xs)
+
+    cdef int join(self, Tensor y, tuple xs, int axis) except -1:
+        """Each input is copied to its part of y."""
+        cdef Tensor x, part
+        cdef char* at = y.data
+        for x in xs:
+            part = new_view(y, x.rank, x.dims, y.steps, at)
+            lower_copy(now, part, x)
+            at += x.dims[axis] * y.steps[axis]
+        return 0
+
+    cdef int place(self, Tensor y, Tensor x, dict params) except -1:
+        """y = 0, then x is copied to the part of y that the parameters name."""
+        cdef Py_ssize_t steps[MAX_DIMS]
+        cdef int d = 0
+        lower_copy(now, y, scalar(0, y.kind) if is_float(y.kind) else wrap_array(np.zeros((), y.dtype)))
+        for step in params["strides"]:
+            steps[d] = step
+            d += 1
+        lower_copy(now, new_view(y, x.rank, x.dims, steps, y.data + <Py_ssize_t> params["offset"]), x)
+        return 0
+
+
+def as_index(Tensor x, Py_ssize_t size, str gate, str what, bint wrap=True, ignored=None):
+    """Labels or indices as contiguous int64 in [0, size), checked; negative ones count from the end.
+
+    With wrap=False negative ones are errors, but for `ignored`. IndexError names the place and
+    the value; DtypeError: x is not an integer tensor.
+    """
+    cdef Py_ssize_t n, count = x.count
+    cdef int64_t value, ignore = -1 if ignored is None else ignored
+    cdef bint any_ignored = ignored is not None
+    cdef int64_t* from_values
+    cdef int64_t* to_values
+    cdef Tensor whole, y
+    if is_float(x.kind) or x.kind == BOOL:
+        _raise("DtypeError", f"{gate}: {what} are integers", f"dtype {dtype_name(x.kind)}, shape {x.shape}",
+               "an integer dtype", "convert them: np.asarray(y).astype('int64')")
+    if x.kind == UINT64 and x.count and int(x.numpy().max()) > 2**63 - 1:
+        raise IndexError(f"{gate}: {what} of up to {x.numpy().max()} exceed int64")
+    whole = to_int64(x)
+    y = new_tensor(whole.rank, whole.dims, INT64)
+    from_values = <int64_t*> whole.data
+    to_values = <int64_t*> y.data
+    for n in range(count):
+        value = from_values[n]
+        if not (any_ignored and value == ignore):
+            if wrap and value < 0:
+                value += size
+            if value < 0 or value >= size:
+                _out_of_range(x, n, from_values[n], size, gate, what, wrap)
+        to_values[n] = value
+    return y
+
+
+cdef _out_of_range(Tensor x, Py_ssize_t n, int64_t value, Py_ssize_t size, str gate, str what, bint wrap):
+    from fastbp import errors
+    place = np.unravel_index(n, x.shape) if x.rank else ()
+    where = f"row {place[0]}" if len(place) == 1 else f"place {tuple(int(p) for p in place)}"
+    low = -size if wrap else 0
+    raise errors.error(
+        IndexError, f"{gate}: one of the {what} is out of range", got=f"{value} at {where}",
+        expected=f"{low} to {size - 1}",
+        fix="check them: they count from 0" if not wrap else "check the index against the size of that axis")
+
+
+def update(str kernel, tuple states, Tensor gradient, Tensor hyper):
+    """An optimizer's update of `states`, in place; `hyper` holds float64 hyperparameters."""
+    cdef void* operands[8]
+    cdef int k = 0
+    cdef Tensor w = <Tensor> states[0]
+    for item in states:
+        operands[k] = <void*> item
+        k += 1
+    operands[k] = <void*> gradient
+    operands[k + 1] = <void*> hyper
+    lower_elementwise(now, <void*> <size_t> TABLE[dtype_name(w.kind)][kernel], k, 1, k + 2, operands, NULL)
+    w._changed()
+
+
+def clone(Tensor x):
+    """A copy with a memory of its own, laid out as x is; nothing is recorded."""
+    cdef Tensor y = new_like(x, x.kind)
+    lower_copy(now, y, x)
+    return y
+
+
+def tensors_of(Gate gate, *args):
+    """Arguments as floating tensors of one dtype, with the gate's errors."""
+    return as_floats(gate, args)

@@ -1,0 +1,1 @@
+"""Kernels: one body, compiled for every instruction set and for float and double."""

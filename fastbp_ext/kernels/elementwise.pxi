@@ -1,0 +1,179 @@
+# Elementwise gates. The maths of a gate is a function of vectors; `unary`, `binary` and
+# `ternary` are the loops around it (the compiler inlines both into the kernel, which is
+# therefore one loop of vector instructions). An inner kernel sees contiguous operands only:
+# `elementwise_strided` brings all others, tile by tile.
+#
+# An inner kernel `name(p, n, c)`: p[0] is the output y, the others are inputs x, n elements
+# each; c holds the gate's constants. y may be one of the inputs, element for element.
+ctypedef vec (*unary_gate)(vec x, const double* c) noexcept nogil
+ctypedef vec (*binary_gate)(vec x, vec y, const double* c) noexcept nogil
+ctypedef mask (*comparison)(vec x, vec y) noexcept nogil
+
+
+cdef inline void unary(char** p, Py_ssize_t n, const double* c, unary_gate f) noexcept nogil:
+    cdef real* y = <real*> p[0]
+    cdef real* x = <real*> p[1]
+    cdef Py_ssize_t i = 0
+    while i + LANES <= n:
+        store_all(y + i, f(load_all(x + i), c))
+        i += LANES
+    if i < n:
+        store_part(y + i, f(load_part(x + i, n - i), c), n - i)
+
+
+cdef inline void binary(char** p, Py_ssize_t n, const double* c, binary_gate f) noexcept nogil:
+    cdef real* z = <real*> p[0]
+    cdef real* x = <real*> p[1]
+    cdef real* y = <real*> p[2]
+    cdef Py_ssize_t i = 0
+    while i + LANES <= n:
+        store_all(z + i, f(load_all(x + i), load_all(y + i), c))
+        i += LANES
+    if i < n:
+        store_part(z + i, f(load_part(x + i, n - i), load_part(y + i, n - i), c), n - i)
+
+
+cdef inline void compare(char** p, Py_ssize_t n, comparison f) noexcept nogil:
+    cdef unsigned char* z = <unsigned char*> p[0]
+    cdef real* x = <real*> p[1]
+    cdef real* y = <real*> p[2]
+    cdef Py_ssize_t i = 0
+    while i < n:
+        store_mask(z + i, f(load(x + i, n - i), load(y + i, n - i)),
+                   n - i if n - i < LANES else LANES)
+        i += LANES
+
+
+# --- arithmetic
+
+cdef inline vec v_neg(vec x, const double* c) noexcept nogil: return -x
+cdef inline vec v_abs(vec x, const double* c) noexcept nogil: return vabs(x)
+cdef inline vec v_sqrt(vec x, const double* c) noexcept nogil: return sqrt(x)
+cdef inline vec v_square(vec x, const double* c) noexcept nogil: return x * x
+cdef inline vec v_reciprocal(vec x, const double* c) noexcept nogil: return splat(1) / x
+cdef inline vec v_exp(vec x, const double* c) noexcept nogil: return exp(x)
+cdef inline vec v_expm1(vec x, const double* c) noexcept nogil: return expm1(x)
+cdef inline vec v_log(vec x, const double* c) noexcept nogil: return log(x)
+cdef inline vec v_erf(vec x, const double* c) noexcept nogil: return erf(x)
+cdef inline vec v_sign(vec x, const double* c) noexcept nogil:
+    # NaN compares with nothing and so stays itself; zero keeps its sign.
+    return select(lt(splat(0), x), splat(1), select(lt(x, splat(0)), splat(-1), x))
+
+cdef inline vec v_add(vec x, vec y, const double* c) noexcept nogil: return x + y
+cdef inline vec v_sub(vec x, vec y, const double* c) noexcept nogil: return x - y
+cdef inline vec v_mul(vec x, vec y, const double* c) noexcept nogil: return x * y
+cdef inline vec v_div(vec x, vec y, const double* c) noexcept nogil: return x / y
+cdef inline vec v_pow(vec x, vec y, const double* c) noexcept nogil: return power(x, y)
+cdef inline vec v_maximum(vec x, vec y, const double* c) noexcept nogil: return vmax(x, y)
+cdef inline vec v_minimum(vec x, vec y, const double* c) noexcept nogil: return vmin(x, y)
+
+cdef inline void neg(char** p, Py_ssize_t n, const double* c) noexcept nogil: unary(p, n, c, v_neg)
+cdef inline void absolute(char** p, Py_ssize_t n, const double* c) noexcept nogil: unary(p, n, c, v_abs)
+cdef inline void square_root(char** p, Py_ssize_t n, const double* c) noexcept nogil: unary(p, n, c, v_sqrt)
+cdef inline void square(char** p, Py_ssize_t n, const double* c) noexcept nogil: unary(p, n, c, v_square)
+cdef inline void reciprocal(char** p, Py_ssize_t n, const double* c) noexcept nogil: unary(p, n, c, v_reciprocal)
+cdef inline void sign(char** p, Py_ssize_t n, const double* c) noexcept nogil: unary(p, n, c, v_sign)
+cdef inline void exponential(char** p, Py_ssize_t n, const double* c) noexcept nogil: unary(p, n, c, v_exp)
+cdef inline void exponential_m1(char** p, Py_ssize_t n, const double* c) noexcept nogil: unary(p, n, c, v_expm1)
+cdef inline void logarithm(char** p, Py_ssize_t n, const double* c) noexcept nogil: unary(p, n, c, v_log)
+cdef inline void error_function(char** p, Py_ssize_t n, const double* c) noexcept nogil: unary(p, n, c, v_erf)
+cdef inline void add(char** p, Py_ssize_t n, const double* c) noexcept nogil: binary(p, n, c, v_add)
+cdef inline void sub(char** p, Py_ssize_t n, const double* c) noexcept nogil: binary(p, n, c, v_sub)
+cdef inline void mul(char** p, Py_ssize_t n, const double* c) noexcept nogil: binary(p, n, c, v_mul)
+cdef inline void div(char** p, Py_ssize_t n, const double* c) noexcept nogil: binary(p, n, c, v_div)
+cdef inline void pow(char** p, Py_ssize_t n, const double* c) noexcept nogil: binary(p, n, c, v_pow)
+cdef inline void maximum(char** p, Py_ssize_t n, const double* c) noexcept nogil: binary(p, n, c, v_maximum)
+cdef inline void minimum(char** p, Py_ssize_t n, const double* c) noexcept nogil: binary(p, n, c, v_minimum)
+
+cdef inline void clip(char** p, Py_ssize_t n, const double* c) noexcept nogil:
+    """y = min(max(x, low), high); p: y, x, low, high."""
+    cdef real* y = <real*> p[0]
+    cdef real* x = <real*> p[1]
+    cdef real* low = <real*> p[2]
+    cdef real* high = <real*> p[3]
+    cdef Py_ssize_t i = 0
+    while i < n:
+        store(y + i, vmin(vmax(load(x + i, n - i), load(low + i, n - i)), load(high + i, n - i)), n - i)
+        i += LANES
+
+cdef inline void where(char** p, Py_ssize_t n, const double* c) noexcept nogil:
+    """z = x where the condition holds, else y; p: z, condition (bytes), x, y."""
+    cdef real* z = <real*> p[0]
+    cdef unsigned char* condition = <unsigned char*> p[1]
+    cdef real* x = <real*> p[2]
+    cdef real* y = <real*> p[3]
+    cdef Py_ssize_t i = 0
+    while i < n:
+        store(z + i, select(load_mask(condition + i, n - i if n - i < LANES else LANES),
+                            load(x + i, n - i), load(y + i, n - i)), n - i)
+        i += LANES
+
+
+# --- comparisons: bytes of 0 and 1
+
+cdef inline mask m_lt(vec x, vec y) noexcept nogil: return lt(x, y)
+cdef inline mask m_le(vec x, vec y) noexcept nogil: return le(x, y)
+cdef inline mask m_gt(vec x, vec y) noexcept nogil: return lt(y, x)
+cdef inline mask m_ge(vec x, vec y) noexcept nogil: return le(y, x)
+cdef inline mask m_eq(vec x, vec y) noexcept nogil: return eq(x, y)
+cdef inline mask m_ne(vec x, vec y) noexcept nogil: return ne(x, y)
+cdef inline void less(char** p, Py_ssize_t n, const double* c) noexcept nogil: compare(p, n, m_lt)
+cdef inline void less_equal(char** p, Py_ssize_t n, const double* c) noexcept nogil: compare(p, n, m_le)
+cdef inline void greater(char** p, Py_ssize_t n, const double* c) noexcept nogil: compare(p, n, m_gt)
+cdef inline void greater_equal(char** p, Py_ssize_t n, const double* c) noexcept nogil: compare(p, n, m_ge)
+cdef inline void equal(char** p, Py_ssize_t n, const double* c) noexcept nogil: compare(p, n, m_eq)
+cdef inline void not_equal(char** p, Py_ssize_t n, const double* c) noexcept nogil: compare(p, n, m_ne)
+
+
+# --- activations and the gradients worth a kernel of their own
+
+cdef inline vec v_sigmoid(vec x, const double* c) noexcept nogil: return sigmoid(x)
+cdef inline vec v_tanh(vec x, const double* c) noexcept nogil: return tanh(x)
+cdef inline vec v_softplus(vec x, const double* c) noexcept nogil: return softplus(x)
+cdef inline vec v_silu(vec x, const double* c) noexcept nogil: return silu(x)
+cdef inline vec v_gelu(vec x, const double* c) noexcept nogil: return gelu(x)
+cdef inline vec v_gelu_tanh(vec x, const double* c) noexcept nogil: return gelu_tanh(x)
+cdef inline vec v_relu(vec x, const double* c) noexcept nogil: return vmax(x, splat(0))
+cdef inline vec v_leaky_relu(vec x, const double* c) noexcept nogil:
+    return select(lt(splat(0), x), x, splat(c[0]) * x)
+cdef inline vec v_elu(vec x, const double* c) noexcept nogil:
+    return select(lt(splat(0), x), x, splat(c[0]) * expm1(x))
+cdef inline vec v_relu_grad(vec dy, vec y, const double* c) noexcept nogil:
+    return select(le(y, splat(0)), splat(0), dy)
+cdef inline vec v_sigmoid_grad(vec dy, vec y, const double* c) noexcept nogil:
+    return dy * (y * (splat(1) - y))
+cdef inline vec v_tanh_grad(vec dy, vec y, const double* c) noexcept nogil:
+    # 1 - y^2, without the cancellation near |y| = 1
+    return dy * ((splat(1) - y) * (splat(1) + y))
+
+cdef inline void sigmoid_(char** p, Py_ssize_t n, const double* c) noexcept nogil: unary(p, n, c, v_sigmoid)
+cdef inline void tanh_(char** p, Py_ssize_t n, const double* c) noexcept nogil: unary(p, n, c, v_tanh)
+cdef inline void softplus_(char** p, Py_ssize_t n, const double* c) noexcept nogil: unary(p, n, c, v_softplus)
+cdef inline void silu_(char** p, Py_ssize_t n, const double* c) noexcept nogil: unary(p, n, c, v_silu)
+cdef inline void gelu_(char** p, Py_ssize_t n, const double* c) noexcept nogil: unary(p, n, c, v_gelu)
+cdef inline void gelu_tanh_(char** p, Py_ssize_t n, const double* c) noexcept nogil: unary(p, n, c, v_gelu_tanh)
+cdef inline void relu(char** p, Py_ssize_t n, const double* c) noexcept nogil: unary(p, n, c, v_relu)
+cdef inline void leaky_relu(char** p, Py_ssize_t n, const double* c) noexcept nogil: unary(p, n, c, v_leaky_relu)
+cdef inline void elu(char** p, Py_ssize_t n, const double* c) noexcept nogil: unary(p, n, c, v_elu)
+cdef inline void relu_grad(char** p, Py_ssize_t n, const double* c) noexcept nogil: binary(p, n, c, v_relu_grad)
+cdef inline void sigmoid_grad(char** p, Py_ssize_t n, const double* c) noexcept nogil: binary(p, n, c, v_sigmoid_grad)
+cdef inline void tanh_grad(char** p, Py_ssize_t n, const double* c) noexcept nogil: binary(p, n, c, v_tanh_grad)
+
+
+cdef inline dict elementwise_kernels():
+    return {
+        "neg": <size_t> &neg, "abs": <size_t> &absolute, "sqrt": <size_t> &square_root,
+        "square": <size_t> &square, "reciprocal": <size_t> &reciprocal, "sign": <size_t> &sign,
+        "exp": <size_t> &exponential, "expm1": <size_t> &exponential_m1,
+        "log": <size_t> &logarithm, "erf": <size_t> &error_function,
+        "add": <size_t> &add, "sub": <size_t> &sub, "mul": <size_t> &mul, "div": <size_t> &div,
+        "pow": <size_t> &pow, "maximum": <size_t> &maximum, "minimum": <size_t> &minimum,
+        "clip": <size_t> &clip, "where": <size_t> &where,
+        "lt": <size_t> &less, "le": <size_t> &less_equal, "eq": <size_t> &equal,
+        "ne": <size_t> &not_equal, "gt": <size_t> &greater, "ge": <size_t> &greater_equal,
+        "sigmoid": <size_t> &sigmoid_, "tanh": <size_t> &tanh_, "softplus": <size_t> &softplus_,
+        "silu": <size_t> &silu_, "gelu": <size_t> &gelu_, "gelu_tanh": <size_t> &gelu_tanh_,
+        "relu": <size_t> &relu, "leaky_relu": <size_t> &leaky_relu, "elu": <size_t> &elu,
+        "relu_grad": <size_t> &relu_grad, "sigmoid_grad": <size_t> &sigmoid_grad,
+        "tanh_grad": <size_t> &tanh_grad,
+    }

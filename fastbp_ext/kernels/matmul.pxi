@@ -1,0 +1,311 @@
+# The matrix product, for the three shapes of backpropagation and any layout.
+#
+# C[.., m, n] = sum over k of A[.., m, k] * B[.., k, n]. The order of that sum is a
+# function of k alone: k is cut into blocks, each block is one ascending chain of
+# multiply-adds from 0 (tile.h), and block after block is added to the total.
+# Neither the layout nor the neighbours in a tile touch it.
+#
+# From the outside in: matmul takes the rows of a batch apart, multiply cuts a product
+# into panels of columns, run_packed copies a panel of B where that pays, run_rows cuts
+# a panel into tiles, run_blocks finishes one tile.
+cdef extern from "tile.h" nogil:
+    ctypedef struct fb_tile:
+        const char* a
+        const char* b
+        char* c
+        Py_ssize_t a_row
+        Py_ssize_t a_k
+        Py_ssize_t b_k
+        Py_ssize_t b_column
+        Py_ssize_t c_row
+        Py_ssize_t k
+        Py_ssize_t last
+        int add
+
+    enum:
+        FB_ROWS_1
+        FB_ROWS_2
+        FB_ROWS_3
+        FB_ROWS_4
+        FB_MASKED
+        FB_BLOCK
+        FB_SCRATCH
+        FB_A_SCRATCH
+        FB_FAR
+        FB_PACK_ROWS
+
+    ctypedef void (*fb_tile_run)(const fb_tile* t) noexcept nogil
+    fb_tile_run tile_of "v_tile_of"(const real* type, Py_ssize_t rows, Py_ssize_t vectors)
+    fb_tile_run column_of "v_column_of"(const real* type, Py_ssize_t vectors)
+    void transpose "v_transpose"(real* to, Py_ssize_t to_row, const real* source, Py_ssize_t from_row,
+                                 Py_ssize_t rows, Py_ssize_t columns, Py_ssize_t width)
+
+
+# The operands of one product; strides in bytes.
+cdef struct product:
+    char* c
+    const char* a
+    const char* b
+    Py_ssize_t m
+    Py_ssize_t n
+    Py_ssize_t k
+    Py_ssize_t c_row
+    Py_ssize_t a_row
+    Py_ssize_t a_k
+    Py_ssize_t b_k
+    Py_ssize_t b_column
+    bint turned  # C is written transposed: its columns are c_row apart
+
+
+cdef inline Py_ssize_t block_of(Py_ssize_t k) noexcept nogil:
+    """The length of the blocks of a sum over k: as equal as multiples of 16 can be."""
+    cdef Py_ssize_t count
+    if k <= FB_BLOCK:
+        return k
+    count = (k + FB_BLOCK - 1) // FB_BLOCK
+    return ((k + count - 1) // count + 15) & -16
+
+
+cdef inline void run_blocks(fb_tile_run run, fb_tile* t, Py_ssize_t k, Py_ssize_t block, bint add) noexcept nogil:
+    """One tile of C: its blocks of k, one after the other."""
+    cdef Py_ssize_t left = k
+    t.add = add
+    t.k = min(block, left)
+    run(t)
+    while left > block:
+        left -= block
+        t.a += block * t.a_k
+        t.b += block * t.b_k
+        t.add = 1
+        t.k = min(block, left)
+        run(t)
+
+
+cdef inline void run_rows(fb_tile* t, Py_ssize_t rows, Py_ssize_t vectors, Py_ssize_t k, Py_ssize_t block,
+                          bint add) noexcept nogil:
+    """A panel of C: tiles as equally high as can be, so none is a sliver."""
+    cdef:
+        Py_ssize_t limit = (FB_ROWS_1 if vectors == 1 else FB_ROWS_2 if vectors == 2
+                            else FB_ROWS_3 if vectors == 3 else FB_ROWS_4 if vectors == 4 else 1)
+        Py_ssize_t count, height, higher, r
+        const char* a = t.a
+        const char* b = t.b
+        char* c = t.c
+    if rows <= limit:
+        run_blocks(tile_of(<const real*>c, rows, vectors), t, k, block, add)
+        return
+    count = (rows + limit - 1) // limit
+    height = rows // count + 1
+    higher = rows % count
+    for r in range(count):
+        if r == higher:
+            height -= 1
+        t.a = a
+        t.b = b
+        t.c = c
+        run_blocks(tile_of(<const real*>c, height, vectors), t, k, block, add)
+        a += height * t.a_row
+        c += height * t.c_row
+
+
+cdef inline void pack_rows(real* to, const char* b, Py_ssize_t b_k, Py_ssize_t k, Py_ssize_t vectors,
+                           Py_ssize_t last) noexcept nogil:
+    """k rows of a panel of B, padded with zeros to whole vectors; unit stride along n."""
+    cdef Py_ssize_t r, v
+    for r in range(k):
+        for v in range(vectors - 1):
+            store_all(to + v * LANES, load_all(<const real*>b + v * LANES))
+        store_all(to + (vectors - 1) * LANES, load(<const real*>b + (vectors - 1) * LANES, last))
+        to += vectors * LANES
+        b += b_k
+
+
+cdef inline void pack_columns(real* to, const char* b, Py_ssize_t b_column, Py_ssize_t k, Py_ssize_t vectors,
+                              Py_ssize_t last) noexcept nogil:
+    """The same, where B has unit stride along k: transposed on the way."""
+    cdef Py_ssize_t r, v
+    for v in range(vectors):
+        r = 0
+        while r < k:
+            transpose(to + (r * vectors + v) * LANES, vectors * LANES * <Py_ssize_t>sizeof(real),
+                      <const real*>(b + v * LANES * b_column) + r, b_column,
+                      LANES if v < vectors - 1 else last, k - r, LANES)
+            r += LANES
+
+
+cdef inline void run_packed(fb_tile* t, Py_ssize_t rows, Py_ssize_t vectors, Py_ssize_t k, Py_ssize_t block,
+                            bint transposed) noexcept nogil:
+    """A panel of C by way of a packed panel of B, in pieces of as many blocks of k as fit."""
+    cdef:
+        char memory[FB_SCRATCH + 64]
+        real* scratch = <real*>(memory + (-<Py_ssize_t>memory & 63))
+        Py_ssize_t row_bytes = vectors * LANES * <Py_ssize_t>sizeof(real)
+        Py_ssize_t piece = k, done = 0, some
+        const char* a = t.a
+        const char* b = t.b
+        char* c = t.c
+        Py_ssize_t b_k = t.b_k
+    if piece * row_bytes > FB_SCRATCH:
+        piece = FB_SCRATCH // (block * row_bytes) * block
+    t.b_k = row_bytes
+    while done < k:
+        some = min(piece, k - done)
+        if transposed:
+            pack_columns(scratch, b + done * b_k, t.b_column, some, vectors, t.last)
+        else:
+            pack_rows(scratch, b + done * b_k, b_k, some, vectors, t.last)
+        t.a = a + done * t.a_k
+        t.b = <const char*>scratch
+        t.c = c
+        run_rows(t, rows, vectors, some, block, done > 0)
+        done += some
+    t.b_k = b_k
+
+
+cdef inline void turn(const product* p, const real* rows, Py_ssize_t pitch, Py_ssize_t first,
+                      Py_ssize_t count) noexcept nogil:
+    """Columns [first, first + count) of a turned C, from rows of `pitch` elements."""
+    cdef:
+        char* c = p.c + first * p.c_row
+        Py_ssize_t j = 0
+    if p.m == 1:
+        for j in range(count):
+            (<real*>(c + j * p.c_row))[0] = rows[j]
+        return
+    while j < count:
+        transpose(<real*>(c + j * p.c_row), p.c_row, rows + j, pitch * <Py_ssize_t>sizeof(real),
+                  p.m, min(<Py_ssize_t>LANES, count - j), p.m)
+        j += LANES
+
+
+cdef inline void multiply(const product* p) noexcept nogil:
+    """One product: blocks of rows of A, as many as stay in L2, by panels of columns of B."""
+    cdef:
+        fb_tile t
+        real turned[LANES * 8 * LANES]
+        char memory[FB_A_SCRATCH + 64]
+        real* scratch = <real*>(memory + (-<Py_ssize_t>memory & 63))
+        Py_ssize_t size = sizeof(real), vectors = (p.n + LANES - 1) // LANES, block = block_of(p.k)
+        Py_ssize_t widest = 8 if p.m == 1 else 4 if p.m <= FB_ROWS_4 else 3 if p.m <= FB_ROWS_3 else 2
+        Py_ssize_t at_once = p.m, first = 0, done, rows, v, width
+        bint transposed = p.n > 1 and p.b_column != size, edge, packed, strided = False
+        const char* a
+    t.a_row = p.a_row
+    t.a_k = p.a_k
+    t.b_k = p.b_k
+    t.b_column = p.b_column
+    if transposed:
+        widest = min(widest, 2)
+    # A copy of B pays where many tiles read it, sooner where a panel's rows lie so far
+    # apart that they do not stay in L2.
+    packed = transposed or p.m >= (FB_PACK_ROWS if p.k * max(p.b_k, -p.b_k) <= FB_FAR else FB_PACK_ROWS // 4)
+    if p.m > 2 * FB_ROWS_2:
+        # Columns of A that lie 2 KB or 4 KB apart share a few lines of the cache, and a
+        # low tile does not use up a line before it is gone.
+        strided = p.a_row == size and p.a_k & 2047 == 0 and FB_ROWS_2 * size <= 48 and p.k <= FB_BLOCK and vectors > 4
+        at_once = (FB_A_SCRATCH if strided else FB_FAR) // (p.k * size) & -LANES
+        at_once = max(at_once, <Py_ssize_t>LANES)
+    while first < p.m:
+        rows = min(at_once, p.m - first)
+        a = p.a + first * p.a_row
+        if strided:
+            v = (rows + LANES - 1) // LANES
+            pack_rows(scratch, a, p.a_k, p.k, v, rows - (v - 1) * LANES)
+            a = <const char*>scratch
+            t.a_k = v * LANES * size
+        done = 0
+        while done < vectors:
+            v = min(widest, vectors - done)
+            if 4 < v < 8:
+                v = 4
+            # Without masked loads a last vector that is not whole has to be packed.
+            edge = not FB_MASKED and done + v == vectors and p.n % LANES
+            if edge and v >= 4:
+                v, edge = 4 if v > 4 else 3, False
+            width = min(v * LANES, p.n - done * LANES)
+            t.last = width - (v - 1) * LANES
+            t.a = a
+            t.b = p.b + done * LANES * p.b_column
+            if p.turned:
+                t.c = <char*>turned
+                t.c_row = v * LANES * size
+            else:
+                t.c = p.c + first * p.c_row + done * LANES * size
+                t.c_row = p.c_row
+            if transposed and p.m == 1:
+                run_blocks(column_of(<const real*>t.c, v), &t, p.k, block, False)
+            elif packed or edge:
+                run_packed(&t, rows, v, p.k, block, transposed)
+            else:
+                run_rows(&t, rows, v, p.k, block, False)
+            if p.turned:
+                turn(p, turned, v * LANES, done * LANES, width)
+            done += v
+        first += rows
+
+
+cdef inline void matmul(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
+    """C[.., m, n] = sum over k of A[.., m, k] * B[.., k, n], rows [start, stop) of all (.., m)."""
+    cdef:
+        Py_ssize_t d = i.ndim - 3, m = i.shape[i.ndim - 3], row, index, place, e, r, j
+        const Py_ssize_t* c = i.stride[0]
+        const Py_ssize_t* a = i.stride[1]
+        const Py_ssize_t* b = i.stride[2]
+        product p, q
+    p.n = i.shape[d + 1]
+    p.k = i.shape[d + 2]
+    if p.n == 0:
+        return
+    p.turned = False
+    p.c_row = c[d]
+    p.a_row = a[d]
+    p.a_k = a[d + 2]
+    p.b_k = b[d + 2]
+    p.b_column = b[d + 1]
+    # A batch that shares B and lies evenly is one tall product.
+    while d > 0 and b[d - 1] == 0 and c[d - 1] == m * p.c_row and a[d - 1] == m * p.a_row:
+        d -= 1
+        m *= i.shape[d]
+    while start < stop:
+        p.c = i.p[0]
+        p.a = i.p[1]
+        p.b = i.p[2]
+        row = start
+        if d > 0:
+            index = start // m
+            row = start % m
+            for e in range(d - 1, -1, -1):
+                place = index % i.shape[e]
+                index //= i.shape[e]
+                p.c += place * c[e]
+                p.a += place * a[e]
+                p.b += place * b[e]
+        p.m = min(stop - start, m - row)
+        p.c += row * p.c_row
+        p.a += row * p.a_row
+        start += p.m
+        if p.k == 0:
+            for r in range(p.m):
+                for j in range(p.n):
+                    (<real*>(p.c + r * p.c_row))[j] = 0
+        elif p.m > 1 and (p.n == 1 or p.n <= LANES // 4 * 3 and p.m >= 2 * LANES and (
+                p.a_row == sizeof(real) or p.k >= 2 * LANES)):
+            # Narrow: the transposed product fills its vectors better, which pays for
+            # transposing A and C where that is needed.
+            q = p
+            q.turned = True
+            q.m = p.n
+            q.n = p.m
+            q.a = p.b
+            q.b = p.a
+            q.a_row = p.b_column
+            q.a_k = p.b_k
+            q.b_k = p.a_k
+            q.b_column = p.a_row
+            multiply(&q)
+        else:
+            multiply(&p)
+
+
+cdef inline dict matmul_kernels():
+    return {"matmul": <size_t>&matmul}

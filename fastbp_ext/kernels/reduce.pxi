@@ -1,0 +1,276 @@
+# Reductions. Every sum has one order, a function of its length alone (the bits rule): element
+# j of a block of 1,024 goes to quarter j / 256 and there to lane j % 16, each lane a chain of
+# at most 16 terms. Quarters combine as (0 + 1) + (2 + 3), lanes in halves (l with l + 8, then
+# l + 4, ...), blocks pairwise, as the carries of a binary counter. An absent quarter or lane
+# holds the identity, which changes no bit. So it makes no difference where the elements lie:
+# along a row (`reduce_rows`), or one row apart, many sums side by side (`reduce_columns`).
+#
+# The space of the instruction is (kept dimensions..., reduced dimensions...).
+from libc.math cimport INFINITY
+
+cdef enum:
+    SUM_LANES = 16
+    SUM_VECTORS = 8       # of two lanes, the shortest there are
+    SUM_QUARTER = 256
+    SUM_BLOCK = 1024
+    SUM_LEVELS = 48       # 2^48 blocks
+    COLUMNS = 32          # sums side by side
+
+ctypedef vec (*fold)(vec a, vec x) noexcept nogil
+
+cdef inline vec fold_sum(vec a, vec x) noexcept nogil: return a + x
+cdef inline vec fold_prod(vec a, vec x) noexcept nogil: return a * x
+cdef inline vec fold_max(vec a, vec x) noexcept nogil: return vmax(a, x)
+cdef inline vec fold_min(vec a, vec x) noexcept nogil: return vmin(a, x)
+
+
+cdef inline void fold_into(real* a, const real* x, Py_ssize_t n, fold f) noexcept nogil:
+    """a[i] = f(a[i], x[i])"""
+    cdef Py_ssize_t i = 0
+    while i + LANES <= n:
+        store_all(a + i, f(load_all(a + i), load_all(x + i)))
+        i += LANES
+    if i < n:
+        store_part(a + i, f(load_part(a + i, n - i), load_part(x + i, n - i)), n - i)
+
+
+cdef inline real fold_lanes(real* lane, fold f) noexcept nogil:
+    """The 16 lanes of a block in one; `lane` is overwritten."""
+    fold_into(lane, lane + 8, 8, f)
+    fold_into(lane, lane + 4, 4, f)
+    fold_into(lane, lane + 2, 2, f)
+    fold_into(lane, lane + 1, 1, f)
+    return lane[0]
+
+
+cdef inline real fold_block(const real* x, Py_ssize_t n, real identity, fold f) noexcept nogil:
+    """One contiguous block of n <= SUM_BLOCK elements."""
+    cdef real lane[SUM_LANES]
+    cdef real tail[SUM_LANES]
+    cdef vec sum[4][SUM_VECTORS]      # for each quarter as many vectors as 16 lanes take
+    cdef Py_ssize_t j = 0
+    cdef int v, q
+    for q in range(4):
+        for v in range(SUM_LANES // LANES):
+            sum[q][v] = splat(identity)
+    if n == SUM_BLOCK:
+        while j < SUM_QUARTER:        # four chains at once
+            for q in range(4):
+                for v in range(SUM_LANES // LANES):
+                    sum[q][v] = f(sum[q][v], load_all(x + q * SUM_QUARTER + j + v * LANES))
+            j += SUM_LANES
+    else:
+        while j + SUM_LANES <= n:
+            q = j // SUM_QUARTER
+            for v in range(SUM_LANES // LANES):
+                sum[q][v] = f(sum[q][v], load_all(x + j + v * LANES))
+            j += SUM_LANES
+        if j < n:
+            q = j // SUM_QUARTER
+            for v in range(SUM_LANES):
+                tail[v] = x[j + v] if j + v < n else identity
+            for v in range(SUM_LANES // LANES):
+                sum[q][v] = f(sum[q][v], load_all(tail + v * LANES))
+    for v in range(SUM_LANES // LANES):
+        store_all(lane + v * LANES, f(f(sum[0][v], sum[1][v]), f(sum[2][v], sum[3][v])))
+    return fold_lanes(lane, f)
+
+
+cdef inline int carry(real* level, Py_ssize_t width, Py_ssize_t blocks, Py_ssize_t n, fold f) noexcept nogil:
+    """Add a block's result, at the top of the stack `level`, to the binary counter of blocks.
+
+    `level` holds rows of `width` results; `blocks` is how many blocks came before. The
+    number of rows in use is returned.
+    """
+    cdef int top = 0
+    cdef Py_ssize_t bits = blocks
+    while bits:
+        top += bits & 1
+        bits >>= 1
+    while blocks & 1:
+        fold_into(level + (top - 1) * width, level + top * width, n, f)
+        top -= 1
+        blocks >>= 1
+    return top + 1
+
+
+cdef inline real fold_row(const fb_instruction* i, const char* base, Py_ssize_t n, real identity,
+                          fold f) noexcept nogil:
+    """The n elements of the reduced dimensions that begin at base, in their order."""
+    cdef real level[SUM_LEVELS]
+    cdef real block[SUM_BLOCK]
+    cdef const real* x
+    cdef int top = 0, ndim = i.ndim - i.kept
+    cdef const Py_ssize_t* shape = &i.shape[i.kept]
+    cdef const Py_ssize_t* stride = &i.stride[1][i.kept]
+    cdef bint dense = ndim == 0 or (ndim == 1 and stride[0] == sizeof(real))
+    cdef Py_ssize_t j = 0, blocks = 0, m
+    if n <= 0:
+        return identity
+    while j < n:
+        m = n - j if n - j < SUM_BLOCK else SUM_BLOCK
+        if dense:
+            x = <const real*> base + j
+        else:
+            walk(<char*> block, <char*> base, stride, shape, ndim, j, m, sizeof(real), False)
+            x = block
+        level[top] = fold_block(x, m, identity, f)
+        top = carry(level, 1, blocks, 1, f)
+        blocks += 1
+        j += m
+    while top > 1:
+        fold_into(level + top - 2, level + top - 1, 1, f)
+        top -= 1
+    return level[0]
+
+
+cdef inline Py_ssize_t size_of(const fb_instruction* i, int first, int last) noexcept nogil:
+    cdef Py_ssize_t n = 1
+    cdef int d
+    for d in range(first, last):
+        n *= i.shape[d]
+    return n
+
+
+cdef inline char* place(const fb_instruction* i, int operand, int first, int last, Py_ssize_t at) noexcept nogil:
+    """Where an operand's element `at`, in C order of dimensions first .. last, lies."""
+    cdef char* p = <char*> i.p[operand]
+    cdef int d = last - 1
+    while d >= first:
+        p += at % i.shape[d] * i.stride[operand][d]
+        at //= i.shape[d]
+        d -= 1
+    return p
+
+
+cdef inline void reduce_rows(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop, real identity,
+                             fold f) noexcept nogil:
+    cdef Py_ssize_t n = size_of(i, i.kept, i.ndim), m
+    for m in range(start, stop):
+        (<real*> place(i, 0, 0, i.kept, m))[0] = fold_row(i, place(i, 1, 0, i.kept, m), n, identity, f) / <real> i.c[0]
+
+
+cdef inline void reduce_columns(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop, real identity,
+                                fold f) noexcept nogil:
+    """The last kept dimension is contiguous: up to 64 sums side by side, row after row."""
+    cdef real lane[4][SUM_LANES][COLUMNS]
+    cdef real level[SUM_LEVELS][COLUMNS]
+    cdef Py_ssize_t n = size_of(i, i.kept, i.ndim)
+    cdef Py_ssize_t last = i.shape[i.kept - 1]
+    cdef Py_ssize_t m = start, width, j, k, blocks, in_block, quarters, q, r
+    cdef int top, d
+    cdef Py_ssize_t at[12]
+    cdef const char* x
+    cdef real* y
+    while m < stop:
+        width = last - m % last
+        if width > stop - m:
+            width = stop - m
+        if width > COLUMNS:
+            width = COLUMNS
+        x = place(i, 1, 0, i.kept, m)
+        for d in range(i.kept, i.ndim):
+            at[d] = 0
+        blocks = top = 0
+        j = 0
+        while j < n:
+            in_block = n - j if n - j < SUM_BLOCK else SUM_BLOCK
+            quarters = (in_block + SUM_QUARTER - 1) // SUM_QUARTER
+            for q in range(quarters):
+                for r in range(SUM_LANES):
+                    for k in range(width):
+                        lane[q][r][k] = identity
+            for r in range(in_block):
+                fold_into(lane[r // SUM_QUARTER][r % SUM_LANES], <const real*> x, width, f)
+                d = i.ndim - 1
+                while d >= i.kept:
+                    at[d] += 1
+                    x += i.stride[1][d]
+                    if at[d] < i.shape[d]:
+                        break
+                    x -= at[d] * i.stride[1][d]
+                    at[d] = 0
+                    d -= 1
+            if quarters > 3:
+                fold_into(lane[2][0], lane[3][0], SUM_LANES * COLUMNS, f)
+            if quarters > 1:
+                fold_into(lane[0][0], lane[1][0], SUM_LANES * COLUMNS, f)
+            if quarters > 2:
+                fold_into(lane[0][0], lane[2][0], SUM_LANES * COLUMNS, f)
+            r = SUM_LANES // 2
+            while r:
+                fold_into(lane[0][0], lane[0][r], r * COLUMNS, f)
+                r //= 2
+            memcpy(level[top], lane[0][0], width * sizeof(real))
+            top = carry(level[0], COLUMNS, blocks, width, f)
+            blocks += 1
+            j += in_block
+        while top > 1:
+            fold_into(level[top - 2], level[top - 1], width, f)
+            top -= 1
+        for k in range(width):
+            y = <real*> place(i, 0, 0, i.kept, m + k)
+            y[0] = (level[0][k] if n else identity) / <real> i.c[0]
+        m += width
+
+
+cdef inline void reduce(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop, real identity,
+                        fold f) noexcept nogil:
+    """y = fold of x over the reduced dimensions, divided by c[0]."""
+    cdef bint columns = (i.kept > 0 and i.stride[1][i.kept - 1] == sizeof(real) and i.shape[i.kept - 1] > 1
+                         and not (i.ndim > i.kept and i.stride[1][i.ndim - 1] == sizeof(real)))
+    if columns:
+        reduce_columns(i, start, stop, identity, f)
+    else:
+        reduce_rows(i, start, stop, identity, f)
+
+
+cdef inline void reduce_sum(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
+    reduce(i, start, stop, 0, fold_sum)
+
+cdef inline void reduce_prod(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
+    reduce(i, start, stop, 1, fold_prod)
+
+cdef inline void reduce_max(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
+    reduce(i, start, stop, -INFINITY, fold_max)
+
+cdef inline void reduce_min(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
+    reduce(i, start, stop, INFINITY, fold_min)
+
+
+cdef inline void find(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop, real identity,
+                      fold f) noexcept nogil:
+    """y = the first place of the extreme value of each row, or of its first NaN."""
+    cdef Py_ssize_t n = size_of(i, i.kept, i.ndim), m, j, k, width
+    cdef real block[SUM_BLOCK]
+    cdef real extreme
+    cdef char* base
+    for m in range(start, stop):
+        base = place(i, 1, 0, i.kept, m)
+        extreme = fold_row(i, base, n, identity, f)
+        j = 0
+        k = 0
+        while j < n:
+            width = n - j if n - j < SUM_BLOCK else SUM_BLOCK
+            walk(<char*> block, base, &i.stride[1][i.kept], &i.shape[i.kept], i.ndim - i.kept, j, width,
+                 sizeof(real), False)
+            k = 0
+            while k < width and block[k] != extreme and block[k] == block[k]:
+                k += 1
+            if k < width:
+                break
+            j += width
+        (<int64_t*> place(i, 0, 0, i.kept, m))[0] = j + k
+
+cdef inline void argmax(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
+    find(i, start, stop, -INFINITY, fold_max)
+
+cdef inline void argmin(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
+    find(i, start, stop, INFINITY, fold_min)
+
+
+cdef inline dict reduce_kernels():
+    return {
+        "sum": <size_t> &reduce_sum, "prod": <size_t> &reduce_prod, "max": <size_t> &reduce_max,
+        "min": <size_t> &reduce_min, "argmax": <size_t> &argmax, "argmin": <size_t> &argmin,
+    }

@@ -1,0 +1,192 @@
+# Strided memory, for elements of any type: tiles in and out, copies, indexing, integers.
+from fastbp_ext.abi cimport FB_DIMS, FB_OPERANDS, FB_TILE, fb_instruction
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memset
+
+
+cdef inline void move(char* to, Py_ssize_t to_step, const char* source, Py_ssize_t step,
+                      Py_ssize_t n, int size) noexcept nogil:
+    """n elements of `size` bytes, from one stride to another; a stride of 0 repeats."""
+    cdef Py_ssize_t i
+    if to_step == size and step == size:
+        memcpy(to, source, n * size)
+    elif size == 4:
+        for i in range(n):
+            (<uint32_t*> (to + i * to_step))[0] = (<const uint32_t*> (source + i * step))[0]
+    elif size == 8:
+        for i in range(n):
+            (<uint64_t*> (to + i * to_step))[0] = (<const uint64_t*> (source + i * step))[0]
+    elif size == 1:
+        for i in range(n):
+            to[i * to_step] = source[i * step]
+    else:
+        for i in range(n):
+            (<uint16_t*> (to + i * to_step))[0] = (<const uint16_t*> (source + i * step))[0]
+
+
+cdef inline void walk(char* flat, char* base, const Py_ssize_t* stride, const Py_ssize_t* shape,
+                      int ndim, Py_ssize_t start, Py_ssize_t n, int size, bint out) noexcept nogil:
+    """Elements start .. start + n, in C order, of a strided block: into `flat`, or `out` of it."""
+    cdef Py_ssize_t at[16]
+    cdef Py_ssize_t left = start, run
+    cdef char* p = base
+    cdef int d = ndim - 1
+    if ndim == 0:
+        move(base if out else flat, size, flat if out else base, size, n, size)
+        return
+    while d >= 0:
+        at[d] = left % shape[d]
+        left //= shape[d]
+        p += at[d] * stride[d]
+        d -= 1
+    while True:
+        d = ndim - 1
+        run = shape[d] - at[d]
+        if run > n:
+            run = n
+        if out:
+            move(p, stride[d], flat, size, run, size)
+        else:
+            move(flat, size, p, stride[d], run, size)
+        n -= run
+        if n == 0:
+            return
+        flat += run * size
+        p -= at[d] * stride[d]
+        at[d] = 0
+        d -= 1
+        while d >= 0:
+            at[d] += 1
+            p += stride[d]
+            if at[d] < shape[d]:
+                break
+            p -= at[d] * stride[d]
+            at[d] = 0
+            d -= 1
+
+
+cdef inline void elementwise_direct(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
+    """Every operand is contiguous: the inner kernel does all of it."""
+    cdef char* p[8]
+    cdef int k
+    for k in range(i.operands):
+        p[k] = <char*> i.p[k] + start * i.itemsize[k]
+    i.inner(p, stop - start, i.c)
+
+
+cdef enum Access:
+    POINTER     # handed to the inner kernel as it is
+    DENSE       # contiguous: no copy
+    SPREAD      # one value for the whole block: spread over a buffer once
+    GATHER      # copied tile by tile
+
+
+cdef inline Access access_of(const fb_instruction* i, int k) noexcept nogil:
+    cdef Py_ssize_t step = i.itemsize[k]
+    cdef bint dense = True, same = k >= i.outputs
+    cdef int d = i.ndim - 1
+    if step == 0:
+        return POINTER
+    while d >= 0:
+        dense = dense and i.stride[k][d] == step
+        same = same and i.stride[k][d] == 0
+        step *= i.shape[d]
+        d -= 1
+    return DENSE if dense else SPREAD if same else GATHER
+
+
+cdef inline void elementwise_strided(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
+    """Tiles of operands that are not contiguous are copied into, and out of, small buffers."""
+    cdef double buffer[8][FB_TILE]    # for each operand one tile of the largest elements
+    cdef char* p[8]
+    cdef Access access[8]
+    cdef Py_ssize_t at = start, n = stop - start if stop - start < FB_TILE else FB_TILE
+    cdef int k
+    for k in range(i.operands):
+        access[k] = access_of(i, k)
+        p[k] = <char*> i.p[k] if access[k] == POINTER else <char*> buffer[k]
+        if access[k] == SPREAD:
+            move(p[k], i.itemsize[k], i.p[k], 0, n, i.itemsize[k])
+    while at < stop:
+        n = stop - at if stop - at < FB_TILE else FB_TILE
+        for k in range(i.operands):
+            if access[k] == DENSE:
+                p[k] = <char*> i.p[k] + at * i.itemsize[k]
+            elif access[k] == GATHER:    # outputs too: an update reads what it writes
+                walk(p[k], <char*> i.p[k], i.stride[k], i.shape, i.ndim, at, n, i.itemsize[k], False)
+        i.inner(p, n, i.c)
+        for k in range(i.outputs):
+            if access[k] == GATHER:
+                walk(p[k], <char*> i.p[k], i.stride[k], i.shape, i.ndim, at, n, i.itemsize[k], True)
+        at += n
+
+
+# --- copies: the inner kernels of an elementwise instruction
+
+cdef inline void copy1(char** p, Py_ssize_t n, const double* c) noexcept nogil: memcpy(p[0], p[1], n)
+cdef inline void copy2(char** p, Py_ssize_t n, const double* c) noexcept nogil: memcpy(p[0], p[1], 2 * n)
+cdef inline void copy4(char** p, Py_ssize_t n, const double* c) noexcept nogil: memcpy(p[0], p[1], 4 * n)
+cdef inline void copy8(char** p, Py_ssize_t n, const double* c) noexcept nogil: memcpy(p[0], p[1], 8 * n)
+
+
+# --- comparisons of int64
+
+ctypedef bint (*int_comparison)(int64_t x, int64_t y) noexcept nogil
+
+cdef inline bint i_lt(int64_t x, int64_t y) noexcept nogil: return x < y
+cdef inline bint i_le(int64_t x, int64_t y) noexcept nogil: return x <= y
+cdef inline bint i_gt(int64_t x, int64_t y) noexcept nogil: return x > y
+cdef inline bint i_ge(int64_t x, int64_t y) noexcept nogil: return x >= y
+cdef inline bint i_eq(int64_t x, int64_t y) noexcept nogil: return x == y
+cdef inline bint i_ne(int64_t x, int64_t y) noexcept nogil: return x != y
+
+cdef inline void compare_int(char** p, Py_ssize_t n, int_comparison f) noexcept nogil:
+    cdef uint8_t* z = <uint8_t*> p[0]
+    cdef int64_t* x = <int64_t*> p[1]
+    cdef int64_t* y = <int64_t*> p[2]
+    cdef Py_ssize_t i
+    for i in range(n):
+        z[i] = f(x[i], y[i])
+
+cdef inline void lt_int(char** p, Py_ssize_t n, const double* c) noexcept nogil: compare_int(p, n, i_lt)
+cdef inline void le_int(char** p, Py_ssize_t n, const double* c) noexcept nogil: compare_int(p, n, i_le)
+cdef inline void gt_int(char** p, Py_ssize_t n, const double* c) noexcept nogil: compare_int(p, n, i_gt)
+cdef inline void ge_int(char** p, Py_ssize_t n, const double* c) noexcept nogil: compare_int(p, n, i_ge)
+cdef inline void eq_int(char** p, Py_ssize_t n, const double* c) noexcept nogil: compare_int(p, n, i_eq)
+cdef inline void ne_int(char** p, Py_ssize_t n, const double* c) noexcept nogil: compare_int(p, n, i_ne)
+
+
+# --- indexing
+
+cdef inline void take(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
+    """y[m, ...] = x[index1[m], index2[m], ..., ...].
+
+    p: y, x, then int64 indices, contiguous, inside the bounds and not negative. Dimension 0 of
+    the space is m, the rest are those of x that are not indexed; x's strides along the
+    indexed dimensions follow in stride[1], after the ndim that belong to the space. y is
+    contiguous.
+    """
+    cdef int size = i.itemsize[0]
+    cdef Py_ssize_t m, row = 1
+    cdef int d, k
+    cdef char* x
+    for d in range(1, i.ndim):
+        row *= i.shape[d]
+    if row == 0:
+        return
+    for m in range(start, stop):
+        x = <char*> i.p[1]
+        for k in range(2, i.operands):
+            x += (<int64_t*> i.p[k])[m] * i.stride[1][i.ndim + k - 2]
+        walk(<char*> i.p[0] + m * row * size, x, &i.stride[1][1], &i.shape[1], i.ndim - 1, 0, row, size, False)
+
+
+cdef inline dict strided_kernels():
+    """Loop forms and kernels that do not depend on the floating type."""
+    return {
+        "direct": <size_t> &elementwise_direct, "strided": <size_t> &elementwise_strided,
+        "copy1": <size_t> &copy1, "copy2": <size_t> &copy2,
+        "copy4": <size_t> &copy4, "copy8": <size_t> &copy8, "take": <size_t> &take,
+        "lt": <size_t> &lt_int, "le": <size_t> &le_int, "gt": <size_t> &gt_int,
+        "ge": <size_t> &ge_int, "eq": <size_t> &eq_int, "ne": <size_t> &ne_int,
+    }

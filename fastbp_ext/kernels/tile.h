@@ -1,0 +1,218 @@
+/* The register tile of the matrix product (R rows by V vectors of C, in registers
+   while one block of k goes by), the tile of one row over a transposed B, and the
+   transposing pack.
+
+   The order of every sum is here: an element of a tile is the chain
+   fma(a, b, ... fma(a, b, 0)) over ascending k, whatever R, V and the lane. */
+#ifndef FASTBP_TILE_H
+#define FASTBP_TILE_H
+
+#include "simd.h"
+
+/* Strides are in bytes. `last` is how many columns the last vector has. */
+typedef struct {
+    const char *a, *b;
+    char *c;
+    Py_ssize_t a_row, a_k, b_k, b_column, c_row, k, last;
+    int add; /* 1: to what C holds (an earlier block), 0: C is written */
+} fb_tile;
+
+/* How many rows a tile of 1, 2, 3, 4 and 8 vectors can have: accumulators,
+   the vectors of B and one element of A fill the registers. */
+#if defined(__AVX512F__) || defined(__aarch64__)
+#define FB_SHAPES(X, ...) FB_TO_28(X, 1, __VA_ARGS__) FB_TO_14(X, 2, __VA_ARGS__) \
+    FB_TO_9(X, 3, __VA_ARGS__) FB_TO_6(X, 4, __VA_ARGS__) FB_TO_1(X, 8, __VA_ARGS__)
+enum { FB_ROWS_1 = 28, FB_ROWS_2 = 14, FB_ROWS_3 = 9, FB_ROWS_4 = 6 };
+#else
+#define FB_SHAPES(X, ...) FB_TO_12(X, 1, __VA_ARGS__) FB_TO_6(X, 2, __VA_ARGS__) \
+    FB_TO_4(X, 3, __VA_ARGS__) FB_TO_2(X, 4, __VA_ARGS__) FB_TO_1(X, 8, __VA_ARGS__)
+enum { FB_ROWS_1 = 12, FB_ROWS_2 = 6, FB_ROWS_3 = 4, FB_ROWS_4 = 2 };
+#endif
+#define FB_TO_1(X, ...) X(1, __VA_ARGS__)
+#define FB_TO_2(X, ...) FB_TO_1(X, __VA_ARGS__) X(2, __VA_ARGS__)
+#define FB_TO_4(X, ...) FB_TO_2(X, __VA_ARGS__) X(3, __VA_ARGS__) X(4, __VA_ARGS__)
+#define FB_TO_6(X, ...) FB_TO_4(X, __VA_ARGS__) X(5, __VA_ARGS__) X(6, __VA_ARGS__)
+#define FB_TO_9(X, ...) FB_TO_6(X, __VA_ARGS__) X(7, __VA_ARGS__) X(8, __VA_ARGS__) X(9, __VA_ARGS__)
+#define FB_TO_12(X, ...) FB_TO_9(X, __VA_ARGS__) X(10, __VA_ARGS__) X(11, __VA_ARGS__) X(12, __VA_ARGS__)
+#define FB_TO_14(X, ...) FB_TO_12(X, __VA_ARGS__) X(13, __VA_ARGS__) X(14, __VA_ARGS__)
+#define FB_TO_28(X, ...) FB_TO_14(X, __VA_ARGS__) X(15, __VA_ARGS__) X(16, __VA_ARGS__) X(17, __VA_ARGS__) \
+    X(18, __VA_ARGS__) X(19, __VA_ARGS__) X(20, __VA_ARGS__) X(21, __VA_ARGS__) X(22, __VA_ARGS__) X(23, __VA_ARGS__) \
+    X(24, __VA_ARGS__) X(25, __VA_ARGS__) X(26, __VA_ARGS__) X(27, __VA_ARGS__) X(28, __VA_ARGS__)
+
+enum {
+    FB_BLOCK = 512,                /* the longest chain; a multiple of 16 */
+    FB_PACK_ROWS = 16 * FB_ROWS_2, /* with as many rows of A a copy of B pays for itself */
+    FB_SCRATCH = 64 << 10,         /* bytes of packed B: FB_BLOCK rows of 2 vectors of 64 bytes */
+    FB_A_SCRATCH = 48 << 10,       /* bytes of packed A */
+    FB_FAR = 2 << 20,              /* bytes that do not stay in L2 */
+};
+
+/* Where a masked load is as cheap as a whole one, tiles read B in place at the
+   right edge; elsewhere the edge is packed, padded to a whole vector. */
+#if defined(__AVX512F__)
+enum { FB_MASKED = 1 };
+#else
+enum { FB_MASKED = 0 };
+#endif
+
+/* Keeps the compiler from moving loads over it: what is used twice stays in a
+   register instead of being loaded twice, often across two cache lines. */
+#define FB_FENCE __asm__ volatile("" ::: "memory");
+#if defined(__clang__)
+#define FB_UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define FB_UNROLL _Pragma("GCC unroll 32")
+#endif
+
+/* x - 0 is x spread over a vector, for every x (x + 0 would lose the sign of -0). */
+#define FB_SPREAD(S, x) ((x) - (vec_##S){0})
+
+#define FB_TILE_BODY(S, T) \
+    FB_INLINE void tile_##S(int R, int V, const fb_tile *t) { \
+        vec_##S acc[28], row[8]; \
+        const char *a = t->a, *b = t->b; \
+        Py_ssize_t a_row = t->a_row, a_k = t->a_k, b_k = t->b_k, last = t->last; \
+        FB_UNROLL for (int i = 0; i < R * V; i++) acc[i] = (vec_##S){0}; \
+        for (Py_ssize_t k = t->k; k > 0; k--, a += a_k, b += b_k) { \
+            FB_UNROLL for (int v = 0; v < V; v++) { \
+                const T *p = (const T *)b + v * LANES_##S; \
+                row[v] = FB_MASKED && v == V - 1 ? load_part_##S(p, last) : load_all_##S(p); \
+            } \
+            FB_UNROLL for (int r = 0; r < R; r++) { \
+                vec_##S x = FB_SPREAD(S, *(const T *)(a + r * a_row)); \
+                FB_UNROLL for (int v = 0; v < V; v++) acc[r * V + v] = fma_##S(x, row[v], acc[r * V + v]); \
+            } \
+        } \
+        FB_UNROLL for (int r = 0; r < R; r++) \
+            FB_UNROLL for (int v = 0; v < V; v++) { \
+                T *c = (T *)(t->c + r * t->c_row) + v * LANES_##S; \
+                if (t->add) acc[r * V + v] += v < V - 1 ? load_all_##S(c) : load_##S(c, last); \
+                if (v < V - 1) store_all_##S(c, acc[r * V + v]); else store_##S(c, acc[r * V + v], last); \
+            } \
+    }
+FB_TILE_BODY(f32, float)
+FB_TILE_BODY(f64, double)
+#undef FB_TILE_BODY
+
+#define FB_ONE(R, V, S) static void tile_##S##_##R##x##V(const fb_tile *t) { tile_##S(R, V, t); }
+#define FB_ENTRY(R, V, S) [V][R] = tile_##S##_##R##x##V,
+typedef void (*fb_tile_run)(const fb_tile *);
+FB_SHAPES(FB_ONE, f32)
+FB_SHAPES(FB_ONE, f64)
+static const fb_tile_run fb_tiles_f32[9][29] = {FB_SHAPES(FB_ENTRY, f32)};
+static const fb_tile_run fb_tiles_f64[9][29] = {FB_SHAPES(FB_ENTRY, f64)};
+#undef FB_ONE
+#undef FB_ENTRY
+
+FB_INLINE fb_tile_run tile_of_f32(const float *type, Py_ssize_t rows, Py_ssize_t vectors) {
+    return (void)type, fb_tiles_f32[vectors][rows];
+}
+FB_INLINE fb_tile_run tile_of_f64(const double *type, Py_ssize_t rows, Py_ssize_t vectors) {
+    return (void)type, fb_tiles_f64[vectors][rows];
+}
+#define v_tile_of(type, rows, vectors) FB_PICK_POINTER(tile_of, type)(type, rows, vectors)
+
+/* Transpose: LANES vectors t, in place, in as many steps as LANES has bits. A
+   step of width w turns the vectors i and i + w into two others: in the steps
+   that stay within 128 bits one interleaves their lower halves and one their
+   upper halves, in the later steps one takes the even 128-bit parts of both,
+   one the odd. */
+#define FB_STEP(L, w, first, second) \
+    FB_UNROLL for (int i = 0; i < L; i++) if (!(i & w)) { \
+        __typeof__(t[0]) x = t[i], y = t[i + w]; \
+        t[i] = __builtin_shufflevector(x, y, FB_LIST first); \
+        t[i + w] = __builtin_shufflevector(x, y, FB_LIST second); \
+    }
+#define FB_LIST(...) __VA_ARGS__
+#if FB_VECTOR_BYTES == 64
+#define FB_WITHIN_f32(w) FB_STEP(16, w, (0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29), \
+                                        (2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31))
+#define FB_ACROSS_f32(w) FB_STEP(16, w, (0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27), \
+                                        (4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31))
+#define FB_WITHIN_f64(w) FB_STEP(8, w, (0, 8, 2, 10, 4, 12, 6, 14), (1, 9, 3, 11, 5, 13, 7, 15))
+#define FB_ACROSS_f64(w) FB_STEP(8, w, (0, 1, 4, 5, 8, 9, 12, 13), (2, 3, 6, 7, 10, 11, 14, 15))
+#define FB_TURN_f32 FB_WITHIN_f32(2) FB_WITHIN_f32(1) FB_ACROSS_f32(4) FB_ACROSS_f32(8)
+#define FB_TURN_f64 FB_WITHIN_f64(1) FB_ACROSS_f64(2) FB_ACROSS_f64(4)
+#elif FB_VECTOR_BYTES == 32
+#define FB_WITHIN_f32(w) FB_STEP(8, w, (0, 8, 1, 9, 4, 12, 5, 13), (2, 10, 3, 11, 6, 14, 7, 15))
+#define FB_TURN_f32 FB_WITHIN_f32(2) FB_WITHIN_f32(1) \
+    FB_STEP(8, 4, (0, 1, 2, 3, 8, 9, 10, 11), (4, 5, 6, 7, 12, 13, 14, 15))
+#define FB_TURN_f64 FB_STEP(4, 1, (0, 4, 2, 6), (1, 5, 3, 7)) FB_STEP(4, 2, (0, 1, 4, 5), (2, 3, 6, 7))
+#else
+#define FB_WITHIN_f32(w) FB_STEP(4, w, (0, 4, 1, 5), (2, 6, 3, 7))
+#define FB_TURN_f32 FB_WITHIN_f32(2) FB_WITHIN_f32(1)
+#define FB_TURN_f64 FB_STEP(2, 1, (0, 2), (1, 3))
+#endif
+
+/* transpose: to[j, i] = from[i, j] for i < rows and j < columns, LANES at most of
+   either; of each row of `to` `width` elements are written, zeros for i >= rows.
+
+   column: a tile of one row where B has unit stride along k: blocks of LANES
+   columns by LANES k are transposed in registers and used at once. Lanes beyond
+   the last column repeat it and are not stored. Strides are in bytes. */
+#define FB_COLUMNS(S, T) \
+    static void transpose_##S(T *to, Py_ssize_t to_row, const T *source, Py_ssize_t from_row, \
+                              Py_ssize_t rows, Py_ssize_t columns, Py_ssize_t width) { \
+        const char *from = (const char *)source; \
+        T part[LANES_##S * LANES_##S]; \
+        vec_##S t[LANES_##S]; \
+        if (rows < LANES_##S || columns < LANES_##S) { \
+            for (Py_ssize_t i = 0; i < LANES_##S; i++) { \
+                t[0] = i < rows ? load_##S((const T *)(from + i * from_row), columns) : (vec_##S){0}; \
+                store_all_##S(part + i * LANES_##S, t[0]); \
+            } \
+            from = (const char *)part; \
+            from_row = sizeof(vec_##S); \
+        } \
+        FB_UNROLL for (int i = 0; i < LANES_##S; i++) t[i] = load_all_##S((const T *)(from + i * from_row)); \
+        FB_FENCE FB_TURN_##S \
+        if (columns >= LANES_##S && width >= LANES_##S) { \
+            FB_UNROLL for (int i = 0; i < LANES_##S; i++) store_all_##S((T *)((char *)to + i * to_row), t[i]); \
+        } else { \
+            FB_UNROLL for (int i = 0; i < LANES_##S; i++) \
+                if (i < columns) store_##S((T *)((char *)to + i * to_row), t[i], width); \
+        } \
+    } \
+    FB_INLINE void column_##S(int V, const fb_tile *p) { \
+        enum { L = LANES_##S }; \
+        T part[L * L]; \
+        vec_##S acc[2] = {{0}, {0}}; \
+        Py_ssize_t at[2 * L], last = p->last + (V - 1) * L - 1, a_k = p->a_k, k; \
+        const char *a = p->a, *b = p->b; \
+        FB_UNROLL for (int i = 0; i < V * L; i++) at[i] = (i < last ? i : last) * p->b_column; \
+        for (k = p->k; k >= L; k -= L, a += L * a_k, b += sizeof(vec_##S)) \
+            FB_UNROLL for (int v = 0; v < V; v++) { \
+                vec_##S t[L]; \
+                FB_UNROLL for (int i = 0; i < L; i++) t[i] = load_all_##S((const T *)(b + at[v * L + i])); \
+                FB_FENCE FB_TURN_##S \
+                FB_UNROLL for (int i = 0; i < L; i++) \
+                    acc[v] = fma_##S(FB_SPREAD(S, *(const T *)(a + i * a_k)), t[i], acc[v]); \
+                FB_FENCE \
+            } \
+        if (k > 0) \
+            FB_UNROLL for (int v = 0; v < V; v++) { \
+                transpose_##S(part, sizeof(vec_##S), (const T *)(b + at[v * L]), p->b_column, \
+                              v < V - 1 ? L : p->last, k, L); \
+                for (Py_ssize_t i = 0; i < k; i++) \
+                    acc[v] = fma_##S(FB_SPREAD(S, *(const T *)(a + i * a_k)), load_all_##S(part + i * L), acc[v]); \
+            } \
+        FB_UNROLL for (int v = 0; v < V; v++) { \
+            T *c = (T *)p->c + v * L; \
+            Py_ssize_t m = v < V - 1 ? L : p->last; \
+            if (p->add) acc[v] += load_##S(c, m); \
+            store_##S(c, acc[v], m); \
+        } \
+    } \
+    static void column_##S##_1(const fb_tile *p) { column_##S(1, p); } \
+    static void column_##S##_2(const fb_tile *p) { column_##S(2, p); } \
+    FB_INLINE fb_tile_run column_of_##S(const T *type, Py_ssize_t vectors) { \
+        return (void)type, vectors == 1 ? column_##S##_1 : column_##S##_2; \
+    }
+FB_COLUMNS(f32, float)
+FB_COLUMNS(f64, double)
+#undef FB_COLUMNS
+#define v_transpose(to, to_row, from, from_row, rows, columns, width) \
+    FB_PICK_POINTER(transpose, to)(to, to_row, from, from_row, rows, columns, width)
+#define v_column_of(type, vectors) FB_PICK_POINTER(column_of, type)(type, vectors)
+
+#endif

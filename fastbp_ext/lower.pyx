@@ -1,0 +1,320 @@
+"""From a gate and its tensors to instructions: one function for each form of loop.
+
+Operands are the tensors themselves, outputs first. Shapes were checked before: nothing here
+can fail. Dimensions that lie one behind the other in every operand are joined, so that most
+instructions have one dimension, or two.
+"""
+from fastbp_ext.abi cimport FB_CONSTANTS, fb_inner, fb_instruction, fb_run
+from fastbp_ext.program cimport Executor
+from fastbp_ext.tensor cimport MAX_DIMS, Tensor, item_size
+
+from fastbp_ext.cpu import TABLE
+
+cdef fb_run direct = <fb_run> <size_t> TABLE["int64"]["direct"]
+cdef fb_run strided = <fb_run> <size_t> TABLE["int64"]["strided"]
+cdef fb_run take = <fb_run> <size_t> TABLE["int64"]["take"]
+cdef void* copies[9]
+copies[1] = <void*> <size_t> TABLE["int64"]["copy1"]
+copies[2] = <void*> <size_t> TABLE["int64"]["copy2"]
+copies[4] = <void*> <size_t> TABLE["int64"]["copy4"]
+copies[8] = <void*> <size_t> TABLE["int64"]["copy8"]
+
+
+cdef void set_operand(fb_instruction* i, int k, Tensor x) noexcept:
+    i.p[k] = x.data
+    i.itemsize[k] = item_size(x.kind)
+
+
+cdef void broadcast_strides(Py_ssize_t* to, Tensor x, int ndim, int skip) noexcept:
+    """x's strides for a space whose last x.rank - skip dimensions are x's first ones."""
+    cdef int d, rank = x.rank - skip
+    for d in range(ndim - rank):
+        to[d] = 0
+    for d in range(rank):
+        to[ndim - rank + d] = 0 if x.dims[d] == 1 else x.steps[d]
+
+
+cdef int join(fb_instruction* i, int first, int last) noexcept:
+    """Join dimensions first .. last - 1 of the space where they can be, drop those of size 1.
+
+    How many are left is returned; the dimensions from `last` on are not moved.
+    """
+    cdef int d, k, to = first
+    cdef bint together
+    for d in range(first, last):
+        if i.shape[d] == 1:
+            continue
+        together = to > first
+        if together:
+            for k in range(i.operands):
+                if i.stride[k][to - 1] != i.stride[k][d] * i.shape[d]:
+                    together = False
+                    break
+        if together:
+            i.shape[to - 1] *= i.shape[d]
+            for k in range(i.operands):
+                i.stride[k][to - 1] = i.stride[k][d]
+        else:
+            i.shape[to] = i.shape[d]
+            for k in range(i.operands):
+                i.stride[k][to] = i.stride[k][d]
+            to += 1
+    return to - first
+
+
+cdef void sort_by_output(fb_instruction* i) noexcept:
+    """Dimensions in the order in which they lie in the first output."""
+    cdef int d, e, k
+    cdef Py_ssize_t held
+    for d in range(1, i.ndim):
+        e = d
+        while e > 0 and abs(i.stride[0][e - 1]) < abs(i.stride[0][e]):
+            i.shape[e - 1], i.shape[e] = i.shape[e], i.shape[e - 1]
+            for k in range(i.operands):
+                held = i.stride[k][e]
+                i.stride[k][e] = i.stride[k][e - 1]
+                i.stride[k][e - 1] = held
+            e -= 1
+
+
+cdef int lower_elementwise(Executor to, void* kernel, int outputs, int pointers, int n, void** operands,
+                           const double* c) except -1:
+    """kernel(outputs..., inputs...) for every element, inputs broadcast to the first output.
+
+    The last `pointers` operands are handed to the kernel as they are.
+    """
+    cdef fb_instruction i
+    cdef Tensor y = <Tensor> operands[0]
+    cdef Tensor x
+    cdef int k, d
+    cdef bint plain = y.contiguous
+    i.operands = n
+    i.outputs = outputs
+    i.kept = 0
+    i.inner = <fb_inner> kernel
+    i.units = y.count
+    for k in range(FB_CONSTANTS):
+        i.c[k] = c[k] if c != NULL else 0
+    for k in range(n):
+        x = <Tensor> operands[k]
+        set_operand(&i, k, x)
+        if k >= n - pointers:
+            i.itemsize[k] = 0
+        else:
+            plain = plain and x.contiguous and x.count == y.count
+    if y.count == 0:
+        return 0
+    i.ndim = 1
+    i.shape[0] = y.count
+    if plain:
+        for k in range(n):
+            i.stride[k][0] = i.itemsize[k]
+        i.run = direct
+    else:
+        i.ndim = y.rank
+        for d in range(y.rank):
+            i.shape[d] = y.dims[d]
+        for k in range(n):
+            if i.itemsize[k]:
+                broadcast_strides(i.stride[k], <Tensor> operands[k], y.rank, 0)
+            else:
+                for d in range(y.rank):
+                    i.stride[k][d] = 0
+        if not y.contiguous:
+            sort_by_output(&i)
+        i.ndim = join(&i, 0, i.ndim)
+        i.run = direct if i.ndim <= 1 else strided
+        for k in range(n):
+            if i.itemsize[k] and i.ndim == 1 and i.stride[k][0] != i.itemsize[k]:
+                i.run = strided
+    return to.put(&i, operands)
+
+
+cdef int lower_copy(Executor to, Tensor y, Tensor x) except -1:
+    """y = x, broadcast; any dtype."""
+    cdef void* operands[2]
+    operands[0] = <void*> y
+    operands[1] = <void*> x
+    return lower_elementwise(to, copies[item_size(y.kind)], 1, 0, 2, operands, NULL)
+
+
+cdef int lower_reduce(Executor to, void* kernel, Tensor y, Tensor x, object axes, double divisor) except -1:
+    """y = x folded over `axes` (ascending), then divided. y is in C order."""
+    cdef fb_instruction i
+    cdef bint reduced[MAX_DIMS]
+    cdef int d, at = 0
+    cdef Py_ssize_t step = item_size(y.kind)
+    cdef void* operands[2]
+    operands[0] = <void*> y
+    operands[1] = <void*> x
+    for d in range(x.rank):
+        reduced[d] = False
+    for axis in axes:
+        reduced[<int> axis] = True
+    i.operands = 2
+    i.outputs = 1
+    i.run = <fb_run> kernel
+    i.units = y.count
+    i.c[0] = divisor
+    set_operand(&i, 0, y)
+    set_operand(&i, 1, x)
+    for d in range(x.rank):
+        if not reduced[d]:
+            i.shape[at] = x.dims[d]
+            i.stride[1][at] = x.steps[d]
+            at += 1
+    d = at - 1
+    while d >= 0:
+        i.stride[0][d] = step
+        step *= i.shape[d]
+        d -= 1
+    i.kept = join(&i, 0, at)
+    at = i.kept
+    for d in range(x.rank):
+        if reduced[d]:
+            i.shape[at] = x.dims[d]
+            i.stride[0][at] = 0
+            i.stride[1][at] = x.steps[d]
+            at += 1
+    i.ndim = i.kept + join(&i, i.kept, at)
+    return to.put(&i, operands)
+
+
+cdef int lower_product(Executor to, void* kernel, Tensor y, Tensor x, Tensor w) except -1:
+    """y (..., m, n) = x (..., m, k) @ w (..., k, n), leading dimensions broadcast."""
+    cdef fb_instruction i
+    cdef int batch = y.rank - 2, d
+    cdef void* operands[3]
+    operands[0] = <void*> y
+    operands[1] = <void*> x
+    operands[2] = <void*> w
+    i.operands = 3
+    i.outputs = 1
+    i.kept = 0
+    i.run = <fb_run> kernel
+    set_operand(&i, 0, y)
+    set_operand(&i, 1, x)
+    set_operand(&i, 2, w)
+    for d in range(batch):
+        i.shape[d] = y.dims[d]
+    broadcast_strides(i.stride[0], y, batch, 2)
+    broadcast_strides(i.stride[1], x, batch, 2)
+    broadcast_strides(i.stride[2], w, batch, 2)
+    d = join(&i, 0, batch)
+    i.ndim = d + 3
+    i.shape[d] = y.dims[batch]
+    i.shape[d + 1] = y.dims[batch + 1]
+    i.shape[d + 2] = x.dims[x.rank - 1]
+    i.stride[0][d] = y.steps[batch]
+    i.stride[0][d + 1] = y.steps[batch + 1]
+    i.stride[0][d + 2] = 0
+    i.stride[1][d] = x.steps[x.rank - 2]
+    i.stride[1][d + 1] = 0
+    i.stride[1][d + 2] = x.steps[x.rank - 1]
+    i.stride[2][d] = 0
+    i.stride[2][d + 1] = w.steps[w.rank - 1]
+    i.stride[2][d + 2] = w.steps[w.rank - 2]
+    i.units = y.count // y.dims[batch + 1] if y.dims[batch + 1] else 0
+    return to.put(&i, operands)
+
+
+cdef int lower_rows(Executor to, void* kernel, int n, void** operands, const double* c) except -1:
+    """Operands in C order: matrices of the last dimension's rows, or one value for each row.
+
+    The largest operand says which: the space is (rows, its last dimension).
+    """
+    cdef fb_instruction i
+    cdef Tensor x = <Tensor> operands[0]
+    cdef int k
+    for k in range(1, n):
+        if (<Tensor> operands[k]).rank > x.rank:
+            x = <Tensor> operands[k]
+    cdef Py_ssize_t columns = x.dims[x.rank - 1]
+    cdef Py_ssize_t rows = 1
+    for k in range(x.rank - 1):
+        rows *= x.dims[k]
+    i.operands = n
+    i.outputs = 1
+    i.kept = 0
+    i.ndim = 2
+    i.run = <fb_run> kernel
+    i.shape[0] = rows
+    i.shape[1] = columns
+    i.units = rows
+    for k in range(FB_CONSTANTS):
+        i.c[k] = c[k]
+    for k in range(n):
+        set_operand(&i, k, <Tensor> operands[k])
+        i.stride[k][1] = i.itemsize[k] if (<Tensor> operands[k]).rank == x.rank else 0
+        i.stride[k][0] = i.itemsize[k] * (columns if i.stride[k][1] else 1)
+    return to.put(&i, operands)
+
+
+cdef int index_space(fb_instruction* i, Tensor rows, Tensor block, int moved, tuple indices, int axis) except -1:
+    """The space of take and scatter: `rows` is operand 1 - moved, `block` operand moved.
+
+    Dimensions axis .. axis + len(indices) - 1 of the block are indexed; dimension 0 of the
+    space runs over the index, the others over the rest of the block.
+    """
+    cdef int d, k, at = 1, count = len(indices)
+    cdef Tensor index = <Tensor> indices[0]
+    cdef Py_ssize_t step = item_size(rows.kind)
+    i.operands = 2 + count
+    i.outputs = 1
+    i.kept = 0
+    i.shape[0] = index.count
+    set_operand(i, moved, block)
+    set_operand(i, 1 - moved, rows)
+    for d in range(block.rank):
+        if not axis <= d < axis + count:
+            i.shape[at] = block.dims[d]
+            i.stride[moved][at] = block.steps[d]
+            at += 1
+    d = at - 1
+    while d >= 0:
+        i.stride[1 - moved][d] = step
+        step *= i.shape[d]
+        d -= 1
+    i.stride[moved][0] = 0
+    for k in range(count):
+        set_operand(i, 2 + k, <Tensor> indices[k])
+        for d in range(at):
+            i.stride[2 + k][d] = 0
+        i.stride[2 + k][0] = 8
+    i.ndim = 1 + join(i, 1, at)
+    for k in range(count):
+        i.stride[moved][i.ndim + k] = block.steps[axis + k]
+    return 0
+
+
+cdef int lower_take(Executor to, Tensor y, Tensor x, tuple indices, int axis) except -1:
+    """y[m, ...] = x[indices at axis ..., ...]: the index's dimension comes first."""
+    cdef fb_instruction i
+    cdef void* operands[8]
+    cdef int k
+    operands[0] = <void*> y
+    operands[1] = <void*> x
+    for k in range(len(indices)):
+        operands[2 + k] = <void*> indices[k]
+    if y.count == 0:
+        return 0
+    index_space(&i, y, x, 1, indices, axis)
+    i.run = take
+    i.units = i.shape[0]
+    return to.put(&i, operands)
+
+
+cdef int lower_scatter(Executor to, void* kernel, Tensor y, Tensor dy, tuple indices, int axis) except -1:
+    """y = 0, then y[indices at axis ..., ...] += dy[m, ...]."""
+    cdef fb_instruction i
+    cdef void* operands[8]
+    cdef int k
+    operands[0] = <void*> y
+    operands[1] = <void*> dy
+    for k in range(len(indices)):
+        operands[2 + k] = <void*> indices[k]
+    index_space(&i, dy, y, 0, indices, axis)
+    i.run = <fb_run> kernel
+    i.units = 1
+    i.c[0] = y.count
+    return to.put(&i, operands)

@@ -1,0 +1,48 @@
+/* Memory of tensors and programs: 64-byte lines; in the debug build, poisoned
+   guards on both sides that fb_guards_whole looks at. */
+#ifndef FASTBP_MEMORY_H
+#define FASTBP_MEMORY_H
+
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#ifdef FASTBP_DEBUG
+enum { FB_DEBUG = 1, FB_GUARD = 64, FB_POISON = 0xA5 };
+#else
+enum { FB_DEBUG = 0, FB_GUARD = 0, FB_POISON = 0 };
+#endif
+
+/* NULL where there is no memory. In the debug build the content is poison too:
+   a float read before it is written is a NaN-like -2.8e-16, the same each time. */
+static inline char *fb_allocate(size_t bytes) {
+    void *block;
+    if (bytes > SIZE_MAX - 4096) return NULL;
+    size_t whole = ((bytes + 63) & ~(size_t)63) + 2 * FB_GUARD + 64 * FB_DEBUG;
+    if (posix_memalign(&block, 64, whole ? whole : 64)) return NULL;
+    if (FB_DEBUG) {
+        memset(block, FB_POISON, whole);
+        memcpy(block, &bytes, sizeof bytes);
+    }
+    return (char *)block + 64 * FB_DEBUG;
+}
+
+static inline void fb_release(char *data) { free(data - 64 * FB_DEBUG); }
+
+static inline int fb_guards_whole(const char *data) {
+    if (!FB_DEBUG) return 1;
+    size_t bytes;
+    memcpy(&bytes, data - 64, sizeof bytes);
+    for (const unsigned char *p = (const unsigned char *)data - 64 + sizeof bytes;
+         p < (const unsigned char *)data; p++)
+        if (*p != FB_POISON) return 0;
+    for (size_t i = 0; i < FB_GUARD; i++)
+        if ((unsigned char)data[bytes + i] != FB_POISON) return 0;
+    return 1;
+}
+
+/* What each thread has of its own. */
+typedef struct { int no_grad; void *group; } fb_thread;
+static _Thread_local fb_thread fb_this_thread;
+
+#endif

@@ -1,0 +1,69 @@
+# Tensor for other compiled modules: its fields, and the ways to make one.
+from libc.stdint cimport uint64_t
+
+
+cdef enum:
+    MAX_DIMS = 8
+    INLINE_BYTES = 16
+
+cdef enum Dtype:
+    FLOAT32
+    FLOAT64
+    BOOL
+    INT8
+    INT16
+    INT32
+    INT64
+    UINT8
+    UINT16
+    UINT32
+    UINT64
+
+cdef struct Memory:
+    # What the debug build checks operands against.
+    char* low
+    char* high
+
+
+cdef class Tensor:
+    cdef char* data
+    cdef Py_ssize_t dims[MAX_DIMS]        # the shape
+    cdef Py_ssize_t steps[MAX_DIMS]       # the strides, in bytes
+    cdef Py_ssize_t count                 # the number of elements
+    cdef int rank                         # the number of dimensions
+    cdef Dtype kind
+    cdef bint contiguous                  # C order, no gaps
+    cdef bint read_only
+    cdef bint owns                        # data is to be released
+    cdef bint needs_grad
+    cdef bint consumed                    # a backward went through this stage
+    cdef object owner                     # keeps data alive where another has it
+    cdef uint64_t version                 # when it was last changed in place
+    cdef readonly uint64_t _serial        # when it was made by a gate
+    cdef readonly object _gate            # the stage that made it: y = gate(*inputs, **params)
+    cdef readonly tuple _inputs
+    cdef readonly dict _params
+    cdef readonly object _group
+    cdef object gradient
+    cdef public object name
+    cdef object __weakref__
+    cdef char inline_data[INLINE_BYTES]
+
+    cdef Tensor root(self)
+    cdef bint _repeats(self)
+
+
+cdef int item_size(Dtype kind) noexcept nogil
+cdef bint is_float(Dtype kind) noexcept nogil
+cdef str dtype_name(Dtype kind)
+cdef Tensor new_tensor(int rank, const Py_ssize_t* dims, Dtype kind)
+cdef Tensor new_like(Tensor x, Dtype kind)
+cdef Tensor new_view(Tensor x, int rank, const Py_ssize_t* dims, const Py_ssize_t* steps, char* data)
+cdef Tensor scalar(double value, Dtype kind)
+cdef Tensor integer(long long value)
+cdef Tensor wrap_array(object array)
+cdef bint grad_enabled() noexcept nogil
+cdef uint64_t tick() noexcept nogil
+cdef Memory memory_of(Tensor x)
+cdef bint guards_whole(Tensor x)
+cdef void set_stage(Tensor y, object gate, tuple inputs, dict params)

@@ -1,0 +1,660 @@
+"""Tensor: a view of memory, and the stage that made it."""
+from cpython.buffer cimport PyBUF_WRITABLE
+from cpython.object cimport PyObject, PyTypeObject
+from libc.stdint cimport int64_t, uint64_t
+from libc.stdio cimport fprintf, stderr
+from libc.stdlib cimport abort
+from libc.string cimport memcpy
+
+import numpy as np
+
+
+cdef extern from "memory.h" nogil:
+    enum:
+        FB_DEBUG
+    char* fb_allocate(size_t bytes)
+    void fb_release(char* data)
+    int fb_guards_whole(const char* data)
+    ctypedef struct fb_thread:
+        int no_grad
+        void* group
+    fb_thread fb_this_thread
+
+cdef extern from "Python.h":
+    void PyType_Modified(PyTypeObject* type)
+
+DEBUG = bool(FB_DEBUG)
+
+cdef list NAMES = ["float32", "float64", "bool", "int8", "int16", "int32", "int64",
+                   "uint8", "uint16", "uint32", "uint64"]
+cdef list NUMPY_DTYPES = [np.dtype(name) for name in NAMES]
+cdef dict KINDS = {dtype: kind for kind, dtype in enumerate(NUMPY_DTYPES)}
+KINDS[np.dtype("longlong")] = INT64
+KINDS[np.dtype("ulonglong")] = UINT64
+cdef char** FORMATS = [b"f", b"d", b"?", b"b", b"h", b"i", b"q", b"B", b"H", b"I", b"Q"]
+cdef int* SIZES = [4, 8, 1, 1, 2, 4, 8, 1, 2, 4, 8]
+
+# Gates stand in another module, which fills this: {"__add__": gate, ...}.
+OPERATORS = {}
+
+cdef uint64_t clock = 0
+
+
+cdef int item_size(Dtype kind) noexcept nogil:
+    return SIZES[<int> kind]
+
+
+cdef bint is_float(Dtype kind) noexcept nogil:
+    return kind <= FLOAT64
+
+
+cdef str dtype_name(Dtype kind):
+    return NAMES[<int> kind]
+
+
+cdef uint64_t tick() noexcept nogil:
+    """The next number of the one clock that orders stages and changes in place."""
+    global clock
+    clock += 1
+    return clock
+
+
+cdef bint grad_enabled() noexcept nogil:
+    return not fb_this_thread.no_grad
+
+
+def set_grad_enabled(bint on):
+    """Turn recording on or off in this thread; the former state is returned."""
+    cdef bint before = not fb_this_thread.no_grad
+    fb_this_thread.no_grad = not on
+    return before
+
+
+def set_group(group):
+    """Stages made from now on in this thread belong to `group`; the former one is returned.
+
+    The caller keeps the group alive until it has put the former one back.
+    """
+    before = <object> <PyObject*> fb_this_thread.group if fb_this_thread.group != NULL else None
+    fb_this_thread.group = <void*> group if group is not None else NULL
+    return before
+
+
+cdef _raise(str kind, what, got, expected, fix):
+    # The package's errors know the user's line. They stand above this module.
+    from fastbp import errors
+    raise errors.error(getattr(errors, kind), what, got=got, expected=expected, fix=fix)
+
+
+cdef Tensor _blank(int rank, const Py_ssize_t* dims, Dtype kind):
+    """A tensor in C order with no memory yet."""
+    cdef Tensor y = Tensor.__new__(Tensor)
+    cdef Py_ssize_t step = item_size(kind)
+    cdef int d = rank - 1
+    y.rank = rank
+    y.kind = kind
+    y.count = 1
+    y.contiguous = True
+    while d >= 0:
+        y.dims[d] = dims[d]
+        y.steps[d] = step
+        y.count *= dims[d]
+        step *= dims[d]
+        d -= 1
+    return y
+
+
+cdef int _give_memory(Tensor y) except -1:
+    cdef Py_ssize_t size = item_size(y.kind)
+    if y.count * size <= INLINE_BYTES and not FB_DEBUG:
+        y.data = y.inline_data
+        return 0
+    if y.count > (<Py_ssize_t> ((<size_t> -1) >> 1)) // size:
+        raise MemoryError(f"a tensor of shape {y.shape} does not fit the address space")
+    y.data = fb_allocate(y.count * size)
+    if y.data == NULL:
+        raise MemoryError(f"no memory for a tensor of shape {y.shape} ({y.count * size} bytes)")
+    y.owns = True
+    return 0
+
+
+cdef Tensor new_tensor(int rank, const Py_ssize_t* dims, Dtype kind):
+    """A tensor in C order whose values are not set."""
+    cdef Tensor y = _blank(rank, dims, kind)
+    _give_memory(y)
+    return y
+
+
+cdef Tensor new_like(Tensor x, Dtype kind):
+    """A tensor of x's shape, laid out as x is where x has no gaps, else in C order."""
+    cdef Tensor y = _blank(x.rank, x.dims, kind)
+    cdef Py_ssize_t step = item_size(kind), size = item_size(x.kind)
+    cdef Py_ssize_t steps[MAX_DIMS]
+    cdef bint done[MAX_DIMS]
+    cdef int d, found, left = x.rank
+    if not x.contiguous:
+        for d in range(x.rank):
+            done[d] = x.dims[d] == 1
+            steps[d] = step
+            left -= done[d]
+        while left:
+            found = -1
+            for d in range(x.rank):
+                if not done[d] and x.steps[d] * item_size(kind) == step * size:
+                    found = d
+                    break
+            if found < 0:
+                break
+            done[found] = True
+            steps[found] = step
+            step *= x.dims[found]
+            left -= 1
+        if left == 0:
+            for d in range(x.rank):
+                y.steps[d] = steps[d]
+            y.contiguous = False
+    _give_memory(y)
+    return y
+
+
+cdef bint _in_c_order(Tensor x) noexcept:
+    cdef Py_ssize_t step = item_size(x.kind)
+    cdef int d = x.rank - 1
+    if x.count == 0:
+        return True
+    while d >= 0:
+        if x.dims[d] != 1 and x.steps[d] != step:
+            return False
+        step *= x.dims[d]
+        d -= 1
+    return True
+
+
+cdef Tensor new_view(Tensor x, int rank, const Py_ssize_t* dims, const Py_ssize_t* steps, char* data):
+    """A tensor over x's memory."""
+    cdef Tensor y = _blank(rank, dims, x.kind)
+    cdef int d
+    for d in range(rank):
+        y.steps[d] = steps[d]
+    y.contiguous = _in_c_order(y)
+    y.data = data
+    y.owner = x.root()
+    y.read_only = x.read_only
+    return y
+
+
+cdef Tensor scalar(double value, Dtype kind):
+    """A 0-d tensor of a floating dtype."""
+    cdef Tensor y = new_tensor(0, NULL, kind)
+    if kind == FLOAT32:
+        (<float*> y.data)[0] = <float> value
+    else:
+        (<double*> y.data)[0] = value
+    return y
+
+
+cdef Tensor integer(long long value):
+    cdef Tensor y = new_tensor(0, NULL, INT64)
+    (<int64_t*> y.data)[0] = value
+    return y
+
+
+cdef Tensor wrap_array(object array):
+    """A tensor over a NumPy array's memory, or over a copy where kernels can't read it."""
+    cdef Tensor y
+    cdef Py_ssize_t dims[MAX_DIMS]
+    cdef int d
+    dtype = array.dtype
+    if dtype not in KINDS:
+        native = dtype.newbyteorder("=")
+        if native not in KINDS:
+            _raise("DtypeError", "a tensor can't hold these elements", got=f"dtype {dtype}",
+                   expected="float32, float64, bool or an integer dtype",
+                   fix="convert it first: a.astype('float32')")
+        array = array.astype(native)
+        dtype = native
+    if array.ndim > MAX_DIMS:
+        _raise("ShapeError", "a tensor has too many dimensions", got=f"{array.ndim} dimensions",
+               expected=f"at most {MAX_DIMS}", fix="reshape it")
+    if not array.flags.aligned:
+        array = array.copy()
+    for d in range(array.ndim):
+        dims[d] = array.shape[d]
+    y = _blank(array.ndim, dims, KINDS[dtype])
+    for d in range(y.rank):
+        y.steps[d] = array.strides[d]
+    y.contiguous = _in_c_order(y)
+    y.read_only = not array.flags.writeable
+    y.data = <char*> <size_t> array.__array_interface__["data"][0]
+    y.owner = array
+    return y
+
+
+cdef Memory memory_of(Tensor x):
+    """The bytes that may be read through x: those of the tensor or array that owns them."""
+    cdef Memory memory
+    cdef Tensor root = x.root()
+    cdef int d
+    cdef Py_ssize_t reach
+    memory.low = root.data
+    memory.high = root.data
+    if root.count:
+        memory.high += item_size(root.kind)
+        for d in range(root.rank):
+            reach = (root.dims[d] - 1) * root.steps[d]
+            if reach > 0:
+                memory.high += reach
+            else:
+                memory.low += reach
+    return memory
+
+
+cdef bint guards_whole(Tensor x):
+    """Debug build: nothing was written past the ends of x's memory."""
+    cdef Tensor root = x.root()
+    return not root.owns or fb_guards_whole(root.data)
+
+
+cdef void set_stage(Tensor y, object gate, tuple inputs, dict params):
+    """y = gate(*inputs, **params) goes on the tape."""
+    y.needs_grad = True
+    y._serial = tick()
+    y._gate = gate
+    y._inputs = inputs
+    y._params = params
+    if fb_this_thread.group != NULL:
+        y._group = <object> <PyObject*> fb_this_thread.group
+
+
+cdef class Tensor:
+    """An array of float32 or float64 (or integers, bools: labels, indices, conditions).
+
+    Make one with `fastbp.tensor`, `fastbp.from_numpy`, `fastbp.zeros` and so on. A gate
+    applied to tensors gives a tensor that remembers the gate and its inputs wherever one of
+    them requires a gradient; `backward` walks these stages in reverse.
+    """
+    __array_ufunc__ = None    # NumPy leaves `array * tensor` to the tensor
+
+    def __dealloc__(self):
+        if self.owns:
+            if FB_DEBUG and not fb_guards_whole(self.data):
+                # A destructor can't raise, and memory that was overrun can't be trusted.
+                fprintf(stderr, b"fastbp debug build: memory past a tensor's end was written\n")
+                abort()
+            fb_release(self.data)
+
+    cdef Tensor root(self):
+        """The tensor whose memory this is a view of."""
+        return <Tensor> self.owner if isinstance(self.owner, Tensor) else self
+
+    # --- what it is
+
+    @property
+    def shape(self):
+        """The sizes of the dimensions, a tuple."""
+        return tuple([self.dims[d] for d in range(self.rank)])
+
+    @property
+    def strides(self):
+        """Bytes from one element to the next along each dimension, a tuple."""
+        return tuple([self.steps[d] for d in range(self.rank)])
+
+    @property
+    def dtype(self):
+        """The NumPy dtype of the elements."""
+        return NUMPY_DTYPES[<int> self.kind]
+
+    @property
+    def ndim(self):
+        """The number of dimensions."""
+        return self.rank
+
+    @property
+    def size(self):
+        """The number of elements."""
+        return self.count
+
+    @property
+    def T(self):
+        """The dimensions in reverse order; a view."""
+        return OPERATORS["transpose"](self)
+
+    @property
+    def is_contiguous(self):
+        """Whether the elements lie in C order without gaps."""
+        return self.contiguous
+
+    @property
+    def is_leaf(self):
+        """Whether no gate on the tape made it."""
+        return self._gate is None
+
+    @property
+    def requires_grad(self):
+        """Whether `backward` computes a gradient for it."""
+        return self.needs_grad
+
+    @requires_grad.setter
+    def requires_grad(self, bint on):
+        if not on and self._gate is not None:
+            raise RuntimeError("requires_grad can be taken back on leaves only: use detach()")
+        if on and not is_float(self.kind):
+            raise TypeError(f"only floating tensors have gradients, not {self.dtype}")
+        self.needs_grad = on
+
+    def requires_grad_(self, bint requires_grad=True):
+        """Set `requires_grad`, and return the tensor itself."""
+        self.requires_grad = requires_grad
+        return self
+
+    @property
+    def grad(self):
+        """The gradient that `backward` accumulated: a Tensor of the same shape, or None."""
+        return self.gradient
+
+    @grad.setter
+    def grad(self, value):
+        cdef Tensor g
+        if value is not None:
+            if not isinstance(value, Tensor):
+                raise TypeError(f"grad is a Tensor or None, not {type(value).__name__}")
+            g = <Tensor> value
+            if g.shape != self.shape:
+                _raise("ShapeError", "a gradient has the shape of its tensor", got=g.shape,
+                       expected=self.shape, fix="assign a gradient of that shape")
+            if g.kind != self.kind:
+                _raise("DtypeError", "a gradient has the dtype of its tensor", got=g.dtype,
+                       expected=self.dtype, fix="assign a gradient of that dtype")
+        self.gradient = value
+
+    @property
+    def _version(self):
+        """When the memory was last changed in place, on the clock of `_serial`."""
+        return self.root().version
+
+    @property
+    def _root(self):
+        """The tensor whose memory this is a view of, or itself."""
+        return self.root()
+
+    @property
+    def _is_whole(self):
+        """Whether the engine made the memory and this tensor shows all of it, each element once."""
+        cdef Tensor root = self.root()
+        return root.owner is None and root.count == self.count and not self._repeats()
+
+    cdef bint _repeats(self):
+        cdef int d
+        for d in range(self.rank):
+            if self.steps[d] == 0 and self.dims[d] > 1:
+                return True
+        return False
+
+    @property
+    def _consumed(self):
+        return self.consumed
+
+    @_consumed.setter
+    def _consumed(self, bint value):
+        self.consumed = value
+
+    def _changed(self):
+        """The memory was changed in place: a `backward` that needs the old values will say so."""
+        self.root().version = tick()
+
+    # --- its values
+
+    def __getbuffer__(self, Py_buffer* buffer, int flags):
+        if flags & PyBUF_WRITABLE and self.read_only:
+            raise BufferError("the tensor shares a read-only array")
+        buffer.buf = self.data
+        buffer.obj = self
+        buffer.len = self.count * item_size(self.kind)
+        buffer.readonly = self.read_only
+        buffer.itemsize = item_size(self.kind)
+        buffer.format = FORMATS[<int> self.kind]
+        buffer.ndim = self.rank
+        buffer.shape = self.dims
+        buffer.strides = self.steps
+        buffer.suboffsets = NULL
+        buffer.internal = NULL
+
+    def numpy(self):
+        """A NumPy array over the same memory. Writing through it is seen by no version check."""
+        return np.asarray(memoryview(self))
+
+    def __array__(self, dtype=None, copy=None):
+        array = self.numpy()
+        if dtype is not None and dtype != array.dtype:
+            if copy is False:
+                raise ValueError(f"a copy is needed to give {array.dtype} as {dtype}")
+            return array.astype(dtype)
+        return array.copy() if copy else array
+
+    def __dlpack__(self, **options):
+        """The DLPack capsule of `numpy()`."""
+        return self.numpy().__dlpack__(**options)
+
+    def __dlpack_device__(self):
+        return self.numpy().__dlpack_device__()
+
+    def item(self):
+        """The one element, as a Python number."""
+        if self.count != 1:
+            raise RuntimeError(f"item() takes a tensor of one element, this has shape {self.shape}")
+        if self.kind == FLOAT32:
+            return (<float*> self.data)[0]
+        if self.kind == FLOAT64:
+            return (<double*> self.data)[0]
+        return self.numpy().item()
+
+    def __float__(self):
+        return float(self.item())
+
+    def __int__(self):
+        return int(self.item())
+
+    def __index__(self):
+        if is_float(self.kind):
+            raise TypeError(f"only integer tensors can be an index, not {self.dtype}")
+        return int(self.item())
+
+    def __bool__(self):
+        return bool(self.item())
+
+    def __len__(self):
+        if self.rank == 0:
+            raise TypeError("len() of a 0-d tensor")
+        return self.dims[0]
+
+    def __iter__(self):
+        if self.rank == 0:
+            raise TypeError("iteration over a 0-d tensor")
+        return (self[i] for i in range(self.dims[0]))
+
+    def __hash__(self):
+        return <Py_ssize_t> <void*> self >> 4
+
+    def __repr__(self):
+        text = np.array2string(self.numpy(), separator=", ", prefix="tensor(")
+        notes = "" if self.kind == FLOAT32 and self.count else f", dtype={self.dtype}"
+        if self.name is not None:
+            notes += f", name={self.name!r}"
+        if self._gate is not None:
+            notes += f", gate={self._gate.name}"
+        elif self.needs_grad:
+            notes += ", requires_grad=True"
+        return f"tensor({text}{notes})"
+
+    def __format__(self, spec):
+        return format(self.item(), spec) if self.count == 1 and spec else format(str(self), spec)
+
+    def __reduce__(self):
+        # A copy has the values and the layout; a past can't be copied.
+        return _rebuild, (type(self), self.numpy().copy(order="K"), self.needs_grad and self._gate is None, self.name)
+
+    def detach(self):
+        """The same memory, without a past: no gradient flows through it."""
+        return new_view(self, self.rank, self.dims, self.steps, self.data)
+
+    def copy_(self, source):
+        """Overwrite the values with those of an array or tensor, broadcast; returns itself.
+
+        Raises ValueError where the shape does not fit or the memory is read-only.
+        """
+        if self.read_only:
+            raise ValueError("copy_: the tensor shares a read-only array; copy it first: fb.tensor(a)")
+        array = np.asarray(source)
+        try:
+            fits = np.broadcast_shapes(array.shape, self.shape) == self.shape
+        except ValueError:
+            fits = False
+        if not fits:
+            _raise("ShapeError", "copy_: the source does not fit", got=array.shape,
+                   expected=f"{self.shape}, or a shape that broadcasts to it",
+                   fix="reshape the source")
+        np.copyto(self.numpy(), array, casting="same_kind")
+        self._changed()
+        return self
+
+    def backward(self, gradient=None, *, bint retain_graph=False):
+        """Accumulate d self / d leaf into `.grad` of every leaf that requires one.
+
+        `gradient` is d loss / d self (1 where self has one element). The stages are undone
+        in the reverse of the order in which they ran; at a fork the gradients add.
+        RuntimeError: self has several elements and no gradient is given, nothing requires a
+        gradient, the tape was used before without `retain_graph`, or a value that a stage
+        needs was changed in place.
+        """
+        OPERATORS["backward"](self, gradient, retain_graph)
+
+    # --- its gates: each is a row in fastbp.gates
+
+    def __add__(self, other): return OPERATORS["__add__"](self, other)
+    def __radd__(self, other): return OPERATORS["__add__"](other, self)
+    def __sub__(self, other): return OPERATORS["__sub__"](self, other)
+    def __rsub__(self, other): return OPERATORS["__sub__"](other, self)
+    def __mul__(self, other): return OPERATORS["__mul__"](self, other)
+    def __rmul__(self, other): return OPERATORS["__mul__"](other, self)
+    def __truediv__(self, other): return OPERATORS["__truediv__"](self, other)
+    def __rtruediv__(self, other): return OPERATORS["__truediv__"](other, self)
+    def __pow__(self, other, modulus): return OPERATORS["__pow__"](self, other)
+    def __rpow__(self, other, modulus): return OPERATORS["__pow__"](other, self)
+    def __matmul__(self, other): return OPERATORS["__matmul__"](self, other)
+    def __rmatmul__(self, other): return OPERATORS["__matmul__"](other, self)
+    def __neg__(self): return OPERATORS["__neg__"](self)
+    def __pos__(self): return self
+    def __abs__(self): return OPERATORS["__abs__"](self)
+    def __lt__(self, other): return OPERATORS["__lt__"](self, other)
+    def __le__(self, other): return OPERATORS["__le__"](self, other)
+    def __gt__(self, other): return OPERATORS["__gt__"](self, other)
+    def __ge__(self, other): return OPERATORS["__ge__"](self, other)
+    def __eq__(self, other): return OPERATORS["__eq__"](self, other)
+    def __ne__(self, other): return OPERATORS["__ne__"](self, other)
+    def __getitem__(self, index): return OPERATORS["__getitem__"](self, index)
+
+
+def _rebuild(kind, array, bint requires_grad, name):
+    """A tensor of class `kind` over an array: what pickle and copy call."""
+    cdef Tensor shared = wrap_array(array)
+    cdef Tensor y = kind.__new__(kind)
+    alias(y, shared)
+    y.needs_grad = requires_grad
+    y.name = name
+    return y
+
+
+cdef alias(Tensor y, Tensor x):
+    """Make the blank tensor y a view of x's memory."""
+    cdef int d
+    y.rank, y.kind, y.count = x.rank, x.kind, x.count
+    for d in range(x.rank):
+        y.dims[d] = x.dims[d]
+        y.steps[d] = x.steps[d]
+    y.contiguous, y.read_only = x.contiguous, x.read_only
+    y.data = x.data
+    y.owner = x.owner if x.owner is not None else x
+
+
+def add_method(str name, method):
+    """Give Tensor a method. Gates are rows; their methods are made from the rows at import.
+
+    An extension type takes no attributes from Python; its dict may be filled before the
+    type is used, if the interpreter is told.
+    """
+    (<dict> (<PyTypeObject*> Tensor).tp_dict)[name] = method
+    PyType_Modified(<PyTypeObject*> Tensor)
+
+
+def _dtype_kind(dtype):
+    if dtype is None:
+        return FLOAT32
+    kind = KINDS.get(np.dtype(dtype), -1)
+    if kind < 0:
+        _raise("DtypeError", "a tensor can't hold these elements", got=f"dtype {dtype}",
+               expected="float32, float64, bool or an integer dtype", fix="choose one of these")
+    return kind
+
+
+def tensor(data, dtype=None, bint requires_grad=False, name=None):
+    """A tensor with a copy of `data`.
+
+    Python numbers, and lists of numbers (of ints too), become float32; NumPy arrays and
+    tensors keep their dtype; `dtype` overrides both. DtypeError: complex, object and text
+    elements. TypeError: integers with requires_grad. ValueError: lists of uneven lengths.
+    """
+    plain = not isinstance(data, (Tensor, np.ndarray, np.generic))
+    if plain:
+        _reject_mixture(data)
+    array = np.array(data, order="C")
+    if dtype is not None:
+        if array.dtype.kind not in "biuf":
+            wrap_array(array)    # raises, and names the dtype
+        array = array.astype(NUMPY_DTYPES[_dtype_kind(dtype)], copy=False)
+    elif plain and array.dtype.kind in "biuf" and not (array.dtype.kind == "b" and array.size):
+        array = array.astype(np.float32)
+    cdef Tensor shared = wrap_array(array)
+    cdef Tensor y = new_tensor(shared.rank, shared.dims, shared.kind)
+    if y.count:
+        memcpy(y.data, shared.data, y.count * item_size(y.kind))
+    y.name = name
+    if requires_grad:
+        y.requires_grad = True
+    return y
+
+
+cdef _reject_mixture(data):
+    """A list of tensors would lose its graph on its way through NumPy."""
+    if isinstance(data, (list, tuple)):
+        for entry in data:
+            if isinstance(entry, Tensor) and (<Tensor> entry).needs_grad:
+                raise TypeError("tensor() of a list of tensors would lose their gradients: use fb.stack")
+            _reject_mixture(entry)
+
+
+def from_numpy(array):
+    """A tensor that shares a NumPy array's memory.
+
+    Arrays of the other byte order or off their alignment can't be shared: they are copied.
+    A read-only array gives a tensor that can be read only.
+    """
+    if not isinstance(array, np.ndarray):
+        raise TypeError(f"from_numpy takes a NumPy array, not {type(array).__name__}: use fb.tensor")
+    return wrap_array(array)
+
+
+def empty(shape, dtype=None):
+    """A tensor in C order whose values are not set."""
+    cdef Py_ssize_t dims[MAX_DIMS]
+    cdef int rank = 0
+    shape = (shape,) if isinstance(shape, int) else tuple(shape)
+    if len(shape) > MAX_DIMS:
+        _raise("ShapeError", "a tensor has too many dimensions", got=f"{len(shape)} dimensions",
+               expected=f"at most {MAX_DIMS}", fix="use fewer")
+    for size in shape:
+        if size < 0:
+            _raise("ShapeError", "a size is negative", got=shape, expected="sizes of 0 or more",
+                   fix="give the size itself")
+        dims[rank] = size
+        rank += 1
+    return new_tensor(rank, dims, _dtype_kind(dtype))

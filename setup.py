@@ -1,0 +1,63 @@
+"""Build of the compiled parts. Everything else about the project is in pyproject.toml."""
+import os
+import platform
+from glob import glob
+
+from setuptools import Extension, setup
+
+DEBUG = os.environ.get("FASTBP_DEBUG", "") not in ("", "0")
+
+# The one place of compiler directives. The debug build turns the checks on.
+DIRECTIVES = {
+    "language_level": 3,
+    "boundscheck": DEBUG,
+    "initializedcheck": DEBUG,
+    "cdivision": True,
+    "auto_pickle": False,
+    "autotestdict": False,
+    "embedsignature": True,
+}
+
+# Products and sums stay apart (the bits rule), and nothing here may ever be
+# -ffast-math or -Ofast: at link they change denormals for the whole process.
+FLAGS = ["-O3", "-g0", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math",
+         "-Wno-maybe-uninitialized"]
+LINK_FLAGS = ["-Wl,-s"] if platform.system() == "Linux" else []
+if DEBUG:
+    FLAGS, LINK_FLAGS = [*FLAGS, "-g", "-DFASTBP_DEBUG=1"], []
+
+INSTRUCTION_SETS = {"baseline": []}
+if platform.machine() in ("x86_64", "AMD64"):
+    INSTRUCTION_SETS["avx2"] = ["-mavx2", "-mfma", "-mbmi2"]
+    INSTRUCTION_SETS["avx512"] = [
+        "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mbmi2",
+        "-mprefer-vector-width=512",
+    ]
+
+KERNEL_PARTS = sorted(
+    glob("fastbp_ext/*.pxd")
+    + glob("fastbp_ext/*.h")
+    + [part for end in ("h", "pxi", "pxd") for part in glob(f"fastbp_ext/kernels/*.{end}")]
+)
+
+
+def extension(name: str, *flags: str) -> Extension:
+    module = Extension(
+        f"fastbp_ext.{name}",
+        [f"fastbp_ext/{name.replace('.', '/')}.pyx"],
+        depends=KERNEL_PARTS,
+        include_dirs=["fastbp_ext", "fastbp_ext/kernels"],
+        extra_compile_args=[*FLAGS, *flags],
+        extra_link_args=LINK_FLAGS,
+    )
+    module.cython_directives = DIRECTIVES
+    return module
+
+
+setup(
+    ext_modules=[
+        *(extension(name) for name in ("tensor", "cpu", "program", "lower", "gate")),
+        *(extension(f"kernels.{isa}", *flags) for isa, flags in INSTRUCTION_SETS.items()),
+    ],
+    options={"build_ext": {"cython_c_in_temp": True, "parallel": os.cpu_count()}},
+)
