@@ -1,0 +1,17 @@
+"""fastbp: backpropagation as a program of stages, for small and middle-sized nets on a CPU."""
+from fastbp import data, errors
+from fastbp.create import arange, full, ones, randn, zeros
+from fastbp.custom import define_gate
+from fastbp.differentiate import grad, gradcheck, value_and_grad
+from fastbp.errors import DtypeError, GradcheckError, ShapeError, StagingError
+from fastbp.gates import GATES
+from fastbp.gates import grouped as gate
+from fastbp.machine import get_num_threads, set_num_threads, show_config
+from fastbp.random import manual_seed
+from fastbp.serialization import load, save
+from fastbp.tape import no_grad
+from fastbp.version import __version__
+from fastbp_ext.program import set_flush_denormal
+from fastbp_ext.tensor import Tensor, from_numpy, tensor
+
+globals().update(GATES)    # every row of fastbp.gates is a function of the package

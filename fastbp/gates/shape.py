@@ -1,0 +1,335 @@
+"""Shapes: views, copies, joining, indexing. No arithmetic; integers and bools are welcome."""
+import operator
+
+import numpy as np
+
+from fastbp.errors import DtypeError, ShapeError, error
+from fastbp_ext.gate import as_index, one_axis
+from fastbp_ext.tensor import Tensor, tensor
+
+from .row import composite, gate
+
+
+def size_of(shape):
+    n = 1
+    for size in shape:
+        n *= size
+    return n
+
+
+def all_axes(name, axis, ndim):
+    """axis=None, a number or a tuple of numbers as an ascending tuple."""
+    if axis is None:
+        return tuple(range(ndim))
+    axes = sorted(one_axis(name, a, ndim) for a in (axis if isinstance(axis, (tuple, list)) else (axis,)))
+    if len(set(axes)) < len(axes):
+        raise error(ShapeError, f"{name}: an axis comes twice", got=f"axis={axis}", expected="each axis once",
+                    fix="leave one out")
+    return tuple(axes)
+
+
+def _sizes(shape):
+    """reshape(x, 2, 3), reshape(x, (2, 3)) and reshape(x, 6)."""
+    if len(shape) == 1 and not isinstance(shape[0], int):
+        shape = shape[0]
+    return tuple([operator.index(size) for size in shape])
+
+
+def _dense(shape, itemsize):
+    strides, step = [], itemsize
+    for size in reversed(shape):
+        strides.append(step)
+        step *= size
+    return tuple(reversed(strides))
+
+
+@gate("copy", name="copy", public=False, any_dtype=True, vjp=[lambda dy, y, x: dy])
+def copy(x):
+    """y = x, in C order"""
+    return x.shape, {}
+
+
+def contiguous(x):
+    """x itself where it lies in C order, else a copy that does."""
+    return x if x.is_contiguous else copy(x)
+
+
+@gate("view", name="reshape", public=False, any_dtype=True, vjp=[lambda dy, y, x: reshape(dy, x.shape)])
+def flat_reshape(x, shape):
+    """y = x with another shape; x lies in C order"""
+    return shape, None, 0, {}
+
+
+@composite(boxed=False)
+def reshape(x, *shape):
+    """y = x with another shape, in C order; one size may be -1
+
+    A view where x lies in C order, else a view of a copy.
+    """
+    x = x if isinstance(x, Tensor) else tensor(x)
+    sizes = _sizes(shape)
+    if -1 not in sizes and x.is_contiguous and size_of(sizes) == x.size and min(sizes, default=0) >= 0:
+        return flat_reshape(x, sizes)
+    known = size_of(s for s in sizes if s != -1)
+    if sizes.count(-1) == 1 and known and x.size % known == 0:
+        sizes = tuple(x.size // known if s == -1 else s for s in sizes)
+    if min(sizes, default=0) < 0 or size_of(sizes) != x.size:
+        raise error(ShapeError, "reshape: the number of elements differs",
+                    got=f"{x.shape}, {x.size} elements, to {_sizes(shape)}",
+                    expected="as many elements, with at most one -1", fix="check the sizes")
+    return flat_reshape(contiguous(x), sizes)
+
+
+_REVERSED = [tuple(reversed(range(n))) for n in range(16)]
+
+
+@gate("view", any_dtype=True, vjp=[
+    lambda dy, y, x, axes: transpose(dy, tuple(axes.index(d) for d in range(len(axes))))])
+def transpose(x, *axes):
+    """y = x with its dimensions permuted (reversed where no axes are given); a view"""
+    if len(axes) == 1 and not isinstance(axes[0], int):
+        axes = axes[0]
+    if not axes:
+        axes = _REVERSED[x.ndim]
+        return x.shape[::-1], x.strides[::-1], 0, {"axes": axes}
+    axes = tuple([one_axis("transpose", a, x.ndim) for a in axes])
+    if sorted(axes) != list(range(x.ndim)):
+        raise error(ShapeError, "transpose: the axes are no permutation", got=axes,
+                    expected=f"each of 0 to {x.ndim - 1} once", fix="to exchange two axes, list all of them")
+    shape, strides = x.shape, x.strides
+    return [shape[a] for a in axes], [strides[a] for a in axes], 0, {"axes": axes}
+
+
+def swap(x):
+    """The last two dimensions exchanged."""
+    return transpose(x, (*range(x.ndim - 2), x.ndim - 1, x.ndim - 2))
+
+
+@gate("view", any_dtype=True, vjp=[lambda dy, y, x: reshape(dy, x.shape)])
+def expand_dims(x, axis):
+    """y = x with new dimensions of size 1 at `axis`, a number or a tuple; a view"""
+    axes = axis if isinstance(axis, (tuple, list)) else (axis,)
+    axes = all_axes("expand_dims", axes, x.ndim + len(axes))
+    shape, strides = list(x.shape), list(x.strides)
+    for a in axes:
+        shape.insert(a, 1)
+        strides.insert(a, x.dtype.itemsize)
+    return tuple(shape), tuple(strides), 0, {}
+
+
+@gate("view", any_dtype=True, vjp=[lambda dy, y, x: reshape(dy, x.shape)])
+def squeeze(x, axis=None):
+    """y = x without dimensions of size 1: all of them, or those at `axis`; a view"""
+    shape = x.shape
+    axes = [a for a in all_axes("squeeze", axis, x.ndim) if axis is not None or shape[a] == 1]
+    if any(shape[a] != 1 for a in axes):
+        raise error(ShapeError, "squeeze: the size is not 1", got=f"shape {shape}, axis {axis}",
+                    expected="axes of size 1", fix="leave the axis out, or use reshape")
+    kept = [d for d in range(x.ndim) if d not in axes]
+    return tuple(shape[d] for d in kept), tuple(x.strides[d] for d in kept), 0, {}
+
+
+@gate("view", any_dtype=True, vjp=[lambda dy, y, x: sum_to(dy, x.shape)])
+def broadcast_to(x, shape):
+    """y = x repeated along new dimensions and those of size 1; a view"""
+    shape = (shape,) if isinstance(shape, int) else tuple(shape)
+    new = len(shape) - x.ndim
+    if new < 0 or any(s not in (1, t) for s, t in zip(x.shape, shape[new:], strict=True)):
+        raise error(ShapeError, "broadcast_to: the shape does not fit", got=f"{x.shape} to {shape}",
+                    expected="sizes that are equal or 1, counted from the last dimension", fix="reshape first")
+    strides = tuple(0 if s == 1 else step for s, step in zip(x.shape, x.strides, strict=True))
+    return shape, (0,) * new + strides, 0, {}
+
+
+def sum_to(dy, shape):
+    """The gradient of broadcasting: the sum over the dimensions that were repeated."""
+    if dy.shape == shape:
+        return dy
+    from .reduction import sum
+    new = dy.ndim - len(shape)
+    axes = tuple(range(new)) + tuple(
+        new + d for d, size in enumerate(shape) if size == 1 and dy.shape[new + d] != 1)
+    summed = sum(dy, axes)
+    return summed if summed.shape == shape else reshape(summed, shape)
+
+
+# --- joining
+
+def _part(dy, y, *xs, which, axis):
+    start = 0
+    for x in xs[:which]:
+        start += x.shape[axis]
+    return getitem(dy, (slice(None),) * axis + (slice(start, start + xs[which].shape[axis]),))
+
+
+@gate("join", method=False, any_dtype=True, vjp=[_part])
+def concatenate(tensors, axis=0):
+    """y = the tensors one after the other along an existing axis"""
+    first = tensors[0]
+    if first.ndim == 0:
+        raise error(ShapeError, "concatenate: 0-d tensors have no axis", got="shape ()",
+                    expected="one dimension or more", fix="use stack")
+    axis = one_axis("concatenate", axis, first.ndim)
+    rest = [x.shape[:axis] + x.shape[axis + 1:] for x in tensors]
+    if any(x.ndim != first.ndim for x in tensors) or any(r != rest[0] for r in rest):
+        raise error(ShapeError, "concatenate: the shapes do not fit", got=", ".join(str(x.shape) for x in tensors),
+                    expected=f"equal sizes but along axis {axis}", fix="reshape, or choose another axis")
+    length = 0
+    for x in tensors:
+        length += x.shape[axis]
+    return first.shape[:axis] + (length,) + first.shape[axis + 1:], {"axis": axis}
+
+
+@composite(method=False)
+def stack(tensors, axis=0):
+    """y = the tensors, of one shape, along a new axis"""
+    tensors = [x if isinstance(x, Tensor) else tensor(x) for x in tensors]
+    if not tensors:
+        raise ValueError("stack: no tensors")
+    if any(x.shape != tensors[0].shape for x in tensors):
+        raise error(ShapeError, "stack: the shapes differ", got=", ".join(str(x.shape) for x in tensors),
+                    expected="one shape", fix="reshape, or use concatenate")
+    axis = one_axis("stack", axis, tensors[0].ndim + 1)
+    return concatenate([expand_dims(x, axis) for x in tensors], axis)
+
+
+# --- indexing
+
+def _look(parts, shape, strides):
+    """Shape, strides and offset of the view that normalized parts of an index make."""
+    new_shape, new_strides, offset, d = [], [], 0, 0
+    for part in parts:
+        if part is None:
+            new_shape.append(1)
+            new_strides.append(0)
+            continue
+        if isinstance(part, int):
+            offset += part * strides[d]
+        else:
+            start, step, length = part
+            offset += start * strides[d] if length else 0
+            new_shape.append(length)
+            new_strides.append(step * strides[d])
+        d += 1
+    return tuple(new_shape), tuple(new_strides), offset
+
+
+@gate("view", name="getitem", public=False, any_dtype=True, vjp=[
+    lambda dy, y, x, parts: place(dy, x.shape, parts)])
+def window(x, parts):
+    """y = x[slices and numbers]; a view"""
+    return *_look(parts, x.shape, x.strides), {"parts": parts}
+
+
+@gate("place", public=False, any_dtype=True, vjp=[lambda dy, y, x, parts, strides, offset: window(dy, parts)])
+def place(x, shape, parts):
+    """y = 0, but x at y[slices and numbers]"""
+    _, strides, offset = _look(parts, shape, _dense(shape, x.dtype.itemsize))
+    return shape, {"parts": parts, "strides": strides, "offset": offset}
+
+
+@gate("take", public=False, any_dtype=True, vjp=[
+    lambda dy, y, x, *indices, axis: scatter(dy, *indices, axis=axis, shape=x.shape)])
+def take(x, *indices, axis):
+    """y[m, ...] = x[..., indices[m], ...]: the indexed dimensions, from `axis` on, become the first"""
+    rest = x.shape[:axis] + x.shape[axis + len(indices):]
+    return (indices[0].size, *rest), {"axis": axis}
+
+
+@gate("scatter", kernel="scatter", public=False, vjp=[
+    lambda g, y, dy, *indices, axis, shape: take(g, *indices, axis=axis)])
+def scatter(dy, *indices, axis, shape):
+    """y = 0; y[..., indices[m], ...] += dy[m, ...], in the order of m"""
+    return shape, {"axis": axis, "shape": shape}
+
+
+def _is_array(part):
+    return isinstance(part, (np.ndarray, list)) or isinstance(part, Tensor) and part.ndim > 0
+
+
+def _bad_index(part):
+    return error(DtypeError, "indexing: this is no index", got=f"{type(part).__name__} {part!r}"[:200],
+                 expected="integers, slices, None, ... and integer arrays", fix="convert it to integers")
+
+
+def _expand(x, index):
+    """An index as a list with one part for each dimension, and None for new ones."""
+    parts = list(index) if isinstance(index, tuple) else [index]
+    masks = []
+    for k, part in enumerate(parts):
+        if isinstance(part, (Tensor, list)) and _is_array(part):
+            parts[k] = np.asarray(part)
+        if isinstance(parts[k], np.ndarray) and parts[k].dtype == bool:
+            masks.append(k)
+    for k in reversed(masks):
+        parts[k:k + 1] = np.nonzero(parts[k])
+    used = len([p for p in parts if p is not None and p is not Ellipsis])
+    dots = [k for k, p in enumerate(parts) if p is Ellipsis]
+    if len(dots) > 1 or used > x.ndim:
+        raise error(IndexError, "indexing: too many indices", got=f"{used} for shape {x.shape}",
+                    expected=f"at most {x.ndim}, and one ...", fix="leave some out")
+    at = dots[0] if dots else len(parts)
+    parts[at:at + 1] = [slice(None)] * (x.ndim - used)
+    return parts
+
+
+@composite(method=False, boxed=False)
+def getitem(x, index):
+    """y = x[index]: integers, slices, None, ... and integer (or bool) arrays, with NumPy's meaning
+
+    Written x[index]. Slices and integers alone give a view; arrays give a copy. IndexError:
+    an index is out of range.
+    """
+    parts = _expand(x, index)
+    arrays = any(_is_array(p) for p in parts)
+    view, advanced, d = [], [], 0
+    for part in parts:
+        if part is None:
+            view.append(None)
+            continue
+        size = x.shape[d]
+        if isinstance(part, slice):
+            start, stop, step = part.indices(size)
+            view.append((start, step, len(range(start, stop, step))))
+        elif arrays:
+            if not _is_array(part) and not isinstance(part, (int, np.integer, Tensor)):
+                raise _bad_index(part)
+            advanced.append((len(view), as_index(tensor(np.asarray(part)), size, "indexing", "indices")))
+            view.append((0, 1, size))
+        else:
+            try:
+                at = operator.index(part)
+            except TypeError:
+                raise _bad_index(part) from None
+            if not -size <= at < size:
+                raise error(IndexError, "indexing: the index is out of range", got=f"{at} at dimension {d}",
+                            expected=f"{-size} to {size - 1}", fix="check it against the tensor's shape")
+            view.append(at % size)
+        d += 1
+    if view != [(0, 1, size) for size in x.shape]:
+        x = window(x, tuple(view))
+    if not advanced:
+        return x
+    return _take_arrays(x, [a for a, _ in advanced], [i for _, i in advanced])
+
+
+def _take_arrays(x, axes, indices):
+    """NumPy's advanced indexing along `axes`, the other dimensions being whole."""
+    try:
+        shape = np.broadcast_shapes(*(i.shape for i in indices))
+    except ValueError:
+        raise error(ShapeError, "indexing: the index arrays do not broadcast",
+                    got=", ".join(str(i.shape) for i in indices), expected="shapes that broadcast",
+                    fix="reshape one of them") from None
+    axis = axes[0]
+    if axes != list(range(axis, axis + len(axes))):
+        # Arrays apart from each other: their dimensions come first.
+        x = transpose(x, (*axes, *(d for d in range(x.ndim) if d not in axes)))
+        axis = 0
+    rest = x.shape[:axis] + x.shape[axis + len(axes):]
+    indices = [reshape(broadcast_to(i, shape), size_of(shape)) for i in indices]
+    y = reshape(take(x, *indices, axis=axis), shape + rest)
+    if axis == 0:
+        return y
+    n = len(shape)
+    return transpose(y, (*range(n, n + axis), *range(n), *range(n + axis, y.ndim)))

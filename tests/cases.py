@@ -1,0 +1,273 @@
+"""One row of cases for each gate: how to call it, what it is in NumPy float64, and on what.
+
+The suite reads this table; a gate without a row fails it.
+"""
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+import fastbp as fb
+
+erf = np.vectorize(math.erf, otypes=[float])
+erfc = np.vectorize(math.erfc, otypes=[float])
+
+
+# --- where inputs are drawn from, away from the kinks that a central difference would straddle
+
+def anywhere(rng, shape):
+    return rng.uniform(-3, 3, shape)
+
+
+def positive(rng, shape):
+    return rng.uniform(0.3, 3, shape)
+
+
+def off_zero(rng, shape):
+    x = rng.uniform(0.2, 3, shape)
+    return np.where(rng.random(shape) < 0.5, x, -x)
+
+
+def distinct(rng, shape):
+    """Every two elements differ by 0.05 at least."""
+    n = int(np.prod(shape, dtype=int))
+    return (rng.permutation(n) * 0.11 - 0.05 * n + 0.017).reshape(shape)
+
+
+@dataclass
+class Case:
+    """call(*tensors) against oracle(*float64 arrays), on inputs of `shapes` drawn by `draw`."""
+
+    call: object
+    oracle: object
+    shapes: list
+    draw: object = anywhere
+    elementwise: bool = False
+    gradient: bool = True
+    second: bool = True
+    specials: bool = True     # elementwise: right for NaN, infinities and zeros too
+
+    def inputs(self, rng, dtype=np.float64, shapes=None):
+        draws = self.draw if isinstance(self.draw, (tuple, list)) else [self.draw] * len(self.shapes)
+        return [d(rng, s).astype(dtype) for d, s in zip(draws, shapes or self.shapes, strict=True)]
+
+
+def unary(call, oracle, draw=anywhere, **options):
+    return Case(call, oracle, [(3, 5)], draw, elementwise=True, **options)
+
+
+def binary(call, oracle, draw=anywhere, **options):
+    return Case(call, oracle, [(3, 5), (3, 5)], draw, elementwise=True, **options)
+
+
+def sigmoid(x):
+    t = np.exp(-np.abs(x))
+    return np.where(x >= 0, 1 / (1 + t), t / (1 + t))
+
+
+def softplus(x):
+    return np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x)))
+
+
+def silu(x):
+    return np.where(x == -np.inf, -0.0, x * sigmoid(x))
+
+
+def gelu(x):
+    return np.where(x == -np.inf, -0.0, 0.5 * x * erfc(-x / math.sqrt(2)))
+
+
+def gelu_tanh(x):
+    return np.where(x == -np.inf, -0.0, x * sigmoid(2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+def softmax(x, axis=-1):
+    e = np.exp(x - x.max(axis, keepdims=True))
+    return e / e.sum(axis, keepdims=True)
+
+
+def logsumexp(x, axis=None, keepdims=False):
+    m = x.max(axis, keepdims=True)
+    y = np.log(np.exp(x - m).sum(axis, keepdims=True)) + m
+    return y if keepdims else y.squeeze(axis)
+
+
+def extreme(name, axis, keepdims=False):
+    return Case(lambda x: getattr(fb, name)(x, axis, keepdims),
+                lambda x: getattr(x, name)(axis, keepdims=keepdims), [(4, 3, 5)], distinct)
+
+
+def reduction(name, axis, keepdims=False, draw=anywhere, **options):
+    return Case(lambda x: getattr(fb, name)(x, axis=axis, keepdims=keepdims, **options),
+                lambda x: getattr(np, name)(x, axis=axis, keepdims=keepdims, **options), [(4, 3, 5)], draw)
+
+
+def comparison(name, oracle):
+    both = binary(getattr(fb, name), oracle, gradient=False)
+    both.draw = lambda rng, shape: rng.integers(-2, 3, shape).astype(float)
+    return both
+
+
+def loss(call, oracle, **options):
+    """A loss of two tensors, for each reduction."""
+    rows = []
+    for reduction_, reduce in (("mean", np.mean), ("sum", np.sum), ("none", lambda x: x)):
+        rows.append(Case(
+            lambda x, t, how=reduction_: call(x, t, reduction=how),
+            lambda x, t, fold=reduce: fold(oracle(x, t)), [(4, 3), (4, 3)], **options))
+    return rows
+
+
+LABELS = np.array([2, 0, 1, 2])
+WEIGHTS = np.array([0.5, 1.5, 2.0])
+
+
+def cross_entropy(x, labels, weight=None, ignored=-100, smoothing=0.0, reduction="mean"):
+    n = x.shape[1]
+    x = np.moveaxis(x, 1, -1).reshape(-1, n)
+    shape, labels = labels.shape, labels.reshape(-1)
+    kept = labels != ignored
+    y = np.where(kept, labels, 0)
+    w = np.ones(n) if weight is None else weight
+    logp = x - logsumexp(x, 1, True)
+    rows = (1 - smoothing) * -logp[np.arange(len(y)), y] * w[y] + smoothing / n * (-logp * w).sum(1)
+    rows = rows * kept
+    if reduction == "none":
+        return rows.reshape(shape)
+    return rows.sum() / (w[y] * kept).sum() if reduction == "mean" else rows.sum()
+
+
+def crossed(labels=LABELS, shape=(4, 3), **options):
+    names = {"ignored": "ignore_index", "smoothing": "label_smoothing"}
+    given = {names.get(k, k): v for k, v in options.items()}
+    if "weight" in given:
+        return Case(lambda x: fb.cross_entropy(x, labels, **{**given, "weight": fb.tensor(WEIGHTS.astype(x.dtype))}),
+                    lambda x: cross_entropy(x, labels, **options), [shape])
+    return Case(lambda x: fb.cross_entropy(x, labels, **given), lambda x: cross_entropy(x, labels, **options), [shape])
+
+
+def hinge(s):
+    margins = np.maximum(0, s - s[np.arange(4), LABELS][:, None] + 1)
+    margins[np.arange(4), LABELS] = 0
+    return margins.sum(1)
+
+
+def huber(x, t, delta=1.0):
+    d = np.abs(x - t)
+    return np.where(d <= delta, d * d / 2, delta * (d - delta / 2))
+
+
+PLACES = np.array([[2, 0], [1, 2]])
+
+CASES = {
+    # arithmetic
+    "add": [binary(fb.add, np.add)],
+    "sub": [binary(fb.sub, np.subtract)],
+    "mul": [binary(fb.mul, np.multiply)],
+    "div": [binary(fb.div, np.divide, [anywhere, off_zero])],
+    "neg": [unary(fb.neg, np.negative)],
+    "pow": [binary(fb.pow, np.power, [positive, anywhere]),
+            unary(lambda x: fb.pow(x, 2), np.square), unary(lambda x: x**-1, np.reciprocal, off_zero),
+            unary(lambda x: x**3, lambda x: np.power(x, 3), off_zero),
+            unary(lambda x: 2.5**x, lambda x: np.power(2.5, x))],
+    "reciprocal": [unary(fb.reciprocal, np.reciprocal, off_zero)],
+    "square": [unary(fb.square, np.square)],
+    "sqrt": [unary(fb.sqrt, np.sqrt, positive)],
+    "abs": [unary(fb.abs, np.abs, off_zero)],
+    "sign": [unary(fb.sign, np.sign, off_zero, gradient=False)],
+    "exp": [unary(fb.exp, np.exp)],
+    "expm1": [unary(fb.expm1, np.expm1)],
+    "log": [unary(fb.log, np.log, positive)],
+    "erf": [unary(fb.erf, erf)],
+    "maximum": [binary(fb.maximum, np.maximum)],
+    "minimum": [binary(fb.minimum, np.minimum)],
+    "where": [binary(lambda x, y: fb.where(fb.tensor(np.arange(5) % 2 == 0) if x.shape[-1:] == (5,) else x > y, x, y),
+                     lambda x, y: np.where(np.arange(5) % 2 == 0 if x.shape[-1:] == (5,) else x > y, x, y))],
+    "clip": [unary(lambda x: fb.clip(x, -1.0, 1.5), lambda x: np.clip(x, -1.0, 1.5)),
+             unary(lambda x: x.clip(low=0.1), lambda x: np.maximum(x, 0.1)),
+             Case(fb.clip, np.clip, [(3, 5), (5,), ()],
+                  [distinct, lambda r, s: distinct(r, s) * 0.3 - 1.003, lambda r, s: np.full(s, 1.234)])],
+    "lt": [comparison("lt", np.less)],
+    "le": [comparison("le", np.less_equal)],
+    "gt": [comparison("gt", np.greater)],
+    "ge": [comparison("ge", np.greater_equal)],
+    "eq": [comparison("eq", np.equal)],
+    "ne": [comparison("ne", np.not_equal)],
+    # activations
+    "sigmoid": [unary(fb.sigmoid, sigmoid)],
+    "tanh": [unary(fb.tanh, np.tanh)],
+    "relu": [unary(fb.relu, lambda x: np.maximum(x, 0), off_zero)],
+    "leaky_relu": [unary(fb.leaky_relu, lambda x: np.where(x > 0, x, 0.01 * x), off_zero),
+                   unary(lambda x: fb.leaky_relu(x, negative_slope=0.3), lambda x: np.where(x > 0, x, 0.3 * x),
+                         off_zero)],
+    "elu": [unary(fb.elu, lambda x: np.where(x > 0, x, np.expm1(np.minimum(x, 0))), off_zero),
+            unary(lambda x: x.elu(alpha=0.7), lambda x: np.where(x > 0, x, 0.7 * np.expm1(np.minimum(x, 0))),
+                  off_zero)],
+    "softplus": [unary(fb.softplus, softplus)],
+    "silu": [unary(fb.silu, silu)],
+    "gelu": [unary(fb.gelu, gelu), unary(lambda x: fb.gelu(x, approximate="tanh"), gelu_tanh)],
+    # reductions
+    "sum": [reduction("sum", None), reduction("sum", 0), reduction("sum", (0, -1), True), reduction("sum", 1)],
+    "mean": [reduction("mean", None), reduction("mean", -1, True), reduction("mean", (1, 0))],
+    "prod": [reduction("prod", None, draw=off_zero), reduction("prod", 1), reduction("prod", (0, 2), True)],
+    "max": [extreme("max", None), extreme("max", 1), extreme("max", (0, 2), True)],
+    "min": [extreme("min", None), extreme("min", -1), extreme("min", (0, 1))],
+    "argmax": [Case(lambda x, a=a: fb.argmax(x, a), lambda x, a=a: np.argmax(x, a), [(4, 3, 5)], distinct,
+                    gradient=False) for a in (None, 0, 1, -1)],
+    "argmin": [Case(lambda x, a=a: fb.argmin(x, a, keepdims=True), lambda x, a=a: np.argmin(x, a, keepdims=True),
+                    [(4, 3, 5)], distinct, gradient=False) for a in (None, 0, 2)],
+    "var": [reduction("var", None), reduction("var", 0, ddof=1), reduction("var", (1, 2), True)],
+    "std": [reduction("std", None), reduction("std", -1, ddof=1)],
+    "logsumexp": [Case(lambda x, a=a, k=k: fb.logsumexp(x, a, k), lambda x, a=a, k=k: logsumexp(x, a, k), [(4, 3, 5)])
+                  for a, k in ((None, False), (-1, False), (0, True), ((0, 2), False))],
+    "softmax": [Case(fb.softmax, softmax, [(4, 3, 5)]),
+                Case(lambda x: x.softmax(axis=0), lambda x: softmax(x, 0), [(4, 3)])],
+    "log_softmax": [Case(fb.log_softmax, lambda x: x - logsumexp(x, -1, True), [(4, 3, 5)]),
+                    Case(lambda x: fb.log_softmax(x, 1), lambda x: x - logsumexp(x, 1, True), [(4, 3, 5)])],
+    # linear
+    "matmul": [Case(fb.matmul, np.matmul, shapes) for shapes in (
+        [(4, 3), (3, 5)], [(3,), (3,)], [(3,), (3, 5)], [(4, 3), (3,)], [(2, 4, 3), (3, 5)], [(2, 4, 3), (2, 3, 5)],
+        [(3, 1, 4, 3), (2, 3, 5)], [(4, 3), (2, 3, 5)], [(1, 1), (1, 1)], [(2, 4, 3), (3,)], [(3,), (2, 3, 5)])],
+    # shapes
+    "reshape": [Case(lambda x: fb.reshape(x, (5, -1)), lambda x: x.reshape(5, -1), [(4, 5)]),
+                Case(lambda x: x.T.reshape(2, 10), lambda x: x.T.reshape(2, 10), [(4, 5)])],
+    "transpose": [Case(fb.transpose, np.transpose, [(4, 3, 5)]),
+                  Case(lambda x: x.transpose(2, 0, 1), lambda x: x.transpose(2, 0, 1), [(4, 3, 5)]),
+                  Case(lambda x: fb.transpose(x, (1, 0)), lambda x: x.T, [(4, 3)])],
+    "expand_dims": [Case(lambda x: fb.expand_dims(x, (0, -1)), lambda x: np.expand_dims(x, (0, -1)), [(4, 3)])],
+    "squeeze": [Case(fb.squeeze, np.squeeze, [(4, 1, 3, 1)]),
+                Case(lambda x: x.squeeze(1), lambda x: x.squeeze(1), [(4, 1, 3, 1)])],
+    "broadcast_to": [Case(lambda x: fb.broadcast_to(x, (2, 4, 3)), lambda x: np.broadcast_to(x, (2, 4, 3)), [(4, 1)])],
+    "concatenate": [Case(lambda *x: fb.concatenate(x), lambda *x: np.concatenate(x), [(2, 3), (1, 3), (4, 3)]),
+                    Case(lambda *x: fb.concatenate(x, axis=-1), lambda *x: np.concatenate(x, -1), [(2, 3), (2, 1)])],
+    "stack": [Case(lambda *x: fb.stack(x), lambda *x: np.stack(x), [(2, 3), (2, 3)]),
+              Case(lambda *x: fb.stack(x, -1), lambda *x: np.stack(x, -1), [(2, 3)] * 3)],
+    "getitem": [Case(lambda x, k=k: x[k], lambda x, k=k: x[k], [(4, 3, 5)]) for k in (
+        1, -1, slice(1, 3), (slice(None), 1), (..., 0), (slice(None, None, -2), slice(2, 0, -1)), (None, 2, ..., None),
+        np.array([0, 2, 2, -1]), (slice(None), PLACES), (np.array([3, 1]), np.array([0, 2])),
+        (np.array([3, 1]), slice(None), np.array([0, 4])), (0, np.array([1, 1])), (slice(1, 3), np.array([0, 2]), 1),
+        (slice(0, 0),), np.arange(60).reshape(4, 3, 5) % 7 == 0, [0, 3])],
+    # losses
+    "mse_loss": loss(fb.mse_loss, lambda x, t: (x - t)**2),
+    "l1_loss": loss(fb.l1_loss, lambda x, t: np.abs(x - t)),
+    "huber_loss": [*loss(fb.huber_loss, huber),
+                   Case(lambda x, t: fb.huber_loss(x, t, delta=0.7), lambda x, t: huber(x, t, 0.7).mean(),
+                        [(4, 3)] * 2)],
+    "binary_cross_entropy_with_logits": loss(fb.binary_cross_entropy_with_logits, lambda x, t: softplus(x) - x * t),
+    "cross_entropy": [
+        crossed(), crossed(reduction="sum"), crossed(reduction="none"), crossed(weight=WEIGHTS),
+        crossed(weight=WEIGHTS, smoothing=0.1), crossed(smoothing=0.2, reduction="none"), crossed(ignored=2),
+        crossed(ignored=2, reduction="none"), crossed(ignored=0, weight=WEIGHTS, smoothing=0.3),
+        crossed(labels=PLACES, shape=(2, 3, 2)), crossed(labels=LABELS.astype(np.uint8)),
+        crossed(labels=PLACES, shape=(2, 3, 2), weight=WEIGHTS, reduction="none"),
+        Case(lambda x: fb.cross_entropy(x, np.array(1)), lambda x: cross_entropy(x[None], np.array([1])), [(3,)])],
+    "hinge_loss": [Case(lambda s: fb.hinge_loss(s, LABELS), lambda s: hinge(s).mean(), [(4, 3)]),
+                   Case(lambda s: fb.hinge_loss(s, LABELS, reduction="none"), hinge, [(4, 3)])],
+}
+
+ALL = [(name, k) for name, rows in CASES.items() for k in range(len(rows))]
+EACH_ELEMENT = [(name, k) for name, k in ALL if CASES[name][k].elementwise]
+
+
+def tolerance(dtype):
+    return {"rtol": 3e-6, "atol": 3e-6} if dtype == np.float32 else {"rtol": 1e-12, "atol": 1e-13}

@@ -1,0 +1,100 @@
+"""Bad input: what was wrong, where, what came, what was expected, one fix; and nothing is changed."""
+import numpy as np
+import pytest
+
+import fastbp as fb
+
+X = fb.ones(4, 3)
+LABELS = np.array([0, 1, 2, 0])
+
+BAD = {
+    "shapes that do not broadcast": (lambda: X + fb.ones(4), fb.ShapeError, "(4, 3) and (4,)"),
+    "inner sizes": (lambda: X @ fb.ones(4, 3), fb.ShapeError, "(4, 3) @ (4, 3)"),
+    "a 0-d factor": (lambda: X @ fb.tensor(1.0), fb.ShapeError, "@ ()"),
+    "leading dimensions": (lambda: fb.ones(2, 4, 3) @ fb.ones(3, 3, 5), fb.ShapeError, "leading"),
+    "(n, 1) against (n,)": (lambda: fb.mse_loss(fb.ones(4, 1), fb.ones(4)), fb.ShapeError, "(4, 1) and (4,)"),
+    "float32 with float64": (lambda: X * np.ones(3), fb.DtypeError, "float32 and float64"),
+    "complex": (lambda: fb.tensor(np.ones(2) * 1j), fb.DtypeError, "complex128"),
+    "objects": (lambda: fb.tensor(np.array([None, 1])), fb.DtypeError, "object"),
+    "text": (lambda: fb.tensor(["a", "b"]), fb.DtypeError, "<U1"),
+    "float16": (lambda: fb.tensor(np.ones(2, np.float16)), fb.DtypeError, "float16"),
+    "a label out of range": (lambda: fb.cross_entropy(X, np.array([0, 1, 3, 0])), IndexError, "3 at row 2"),
+    "label -1": (lambda: fb.cross_entropy(X, np.array([0, -1, 0, 0])), IndexError, "-1 at row 1"),
+    "a label of an N-d target": (lambda: fb.cross_entropy(fb.ones(2, 3, 2), np.array([[0, 1], [7, 0]])), IndexError,
+                                 "7 at place (1, 0)"),
+    "floating labels": (lambda: fb.cross_entropy(X, LABELS.astype(float)), fb.DtypeError, "float64"),
+    "labels of another length": (lambda: fb.cross_entropy(X, LABELS[:3]), fb.ShapeError, "labels (3,)"),
+    "labels (n, 1)": (lambda: fb.cross_entropy(X, LABELS[:, None]), fb.ShapeError, "labels (4, 1)"),
+    "an empty batch": (lambda: fb.cross_entropy(fb.zeros(0, 3), LABELS[:0]), fb.ShapeError, "empty"),
+    "an empty batch of mse": (lambda: fb.mse_loss(fb.zeros(0), fb.zeros(0)), fb.ShapeError, "empty"),
+    "weights of another length": (lambda: fb.cross_entropy(X, LABELS, weight=fb.ones(2)), fb.ShapeError, "weight (2,)"),
+    "an index out of range": (lambda: X[np.array([0, 4])], IndexError, "4 at row 1"),
+    "a number out of range": (lambda: X[4], IndexError, "4 at dimension 0"),
+    "too many indices": (lambda: X[0, 0, 0], IndexError, "3 for shape (4, 3)"),
+    "a floating index": (lambda: X[np.array([0.0])], fb.DtypeError, "float64"),
+    "a float as index": (lambda: X[1.5], fb.DtypeError, "1.5"),
+    "an axis too far": (lambda: X.sum(2), fb.ShapeError, "axis 2 of 2 dimensions"),
+    "an axis twice": (lambda: X.sum((0, -2)), fb.ShapeError, "axis=(0, -2)"),
+    "reshape": (lambda: X.reshape(5, -1), fb.ShapeError, "12 elements"),
+    "transpose": (lambda: X.transpose(0, 0), fb.ShapeError, "(0, 0)"),
+    "squeeze": (lambda: X.squeeze(0), fb.ShapeError, "(4, 3)"),
+    "broadcast_to": (lambda: fb.broadcast_to(X, (4,)), fb.ShapeError, "(4, 3) to (4,)"),
+    "concatenate": (lambda: fb.concatenate([X, fb.ones(4)]), fb.ShapeError, "(4, 3), (4,)"),
+    "stack": (lambda: fb.stack([X, fb.ones(4)]), fb.ShapeError, "(4, 3), (4,)"),
+    "where without bool": (lambda: fb.where(X, X, X), fb.DtypeError, "float32"),
+    "copy_": (lambda: fb.ones(4, 3).copy_(np.ones((2, 3))), fb.ShapeError, "(2, 3)"),
+    "a gradient's shape": (lambda: setattr(fb.ones(3), "grad", fb.ones(2)), fb.ShapeError, "(2,)"),
+    "not a tensor": (lambda: fb.exp(object()), fb.DtypeError, "object"),
+    "a negative size": (lambda: fb.zeros(-1), fb.ShapeError, "(-1,)"),
+    "hinge scores": (lambda: fb.hinge_loss(fb.ones(3), LABELS), fb.ShapeError, "(3,)"),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_bad_input(what):
+    call, kind, got = BAD[what]
+    before = X.numpy().tobytes()
+    with pytest.raises(kind) as caught:
+        call()
+    message = str(caught.value)
+    assert got in message
+    for part in ("where:", "got:", "expected:", "fix:"):
+        assert part in message, message
+    assert "test_errors.py:" in message, "the user's own file and line"
+    assert X.numpy().tobytes() == before and X.grad is None
+
+
+@pytest.mark.parametrize("call, kind", [
+    (lambda: fb.mse_loss(X, X, reduction="max"), ValueError),
+    (lambda: fb.cross_entropy(X, LABELS, label_smoothing=1.5), ValueError),
+    (lambda: fb.huber_loss(X, X, delta=0), ValueError),
+    (lambda: fb.gelu(X, approximate="erf"), ValueError),
+    (lambda: fb.concatenate([]), ValueError),
+    (lambda: fb.stack([]), ValueError),
+    (lambda: fb.tensor([[1, 2], [3]]), ValueError),
+    (lambda: fb.from_numpy([1, 2]), TypeError),
+    (lambda: fb.exp(), TypeError),
+    (lambda: fb.exp(X, X), TypeError),
+    (lambda: X.sum(axis=0, axes=1), TypeError),
+    (lambda: X.sum("0"), TypeError),
+    (lambda: X.argmax((0, 1)), TypeError),
+    (lambda: fb.tensor([X.detach().requires_grad_()]), TypeError),
+    (lambda: X.item(), RuntimeError),
+    (lambda: bool(X), RuntimeError),
+    (lambda: len(fb.tensor(1.0)), TypeError),
+    (lambda: list(fb.tensor(1.0)), TypeError),
+    (lambda: X.backward(), RuntimeError),
+])
+def test_other_bad_calls(call, kind):
+    with pytest.raises(kind):
+        call()
+
+
+def test_the_fix_of_a_matmul_names_the_transpose():
+    with pytest.raises(fb.ShapeError, match="transpose one of them"):
+        fb.ones(4, 3) @ fb.ones(5, 3)
+
+
+def test_errors_have_the_base_classes_of_the_contract():
+    assert issubclass(fb.ShapeError, ValueError) and issubclass(fb.DtypeError, TypeError)
+    assert issubclass(fb.StagingError, RuntimeError) and issubclass(fb.GradcheckError, AssertionError)
