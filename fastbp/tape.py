@@ -90,10 +90,12 @@ def vjp_of(stage, which, dy):
         vjp, extra = gate.vjp[which] if which < len(gate.vjp) else None, {}
     if vjp is None:
         return None
-    serial = stage._serial
-    y = _Changed(stage, stage) if stage._version > serial else stage
-    xs = [_Changed(x, stage) if x._version > serial else x for x in inputs]
-    return sum_to(vjp(dy, y, *xs, **stage._params, **extra), inputs[which].shape)
+    y = stage
+    if stage._stale:
+        serial = stage._serial
+        y = _Changed(stage, stage) if stage._version > serial else stage
+        inputs = [_Changed(x, stage) if x._version > serial else x for x in inputs]
+    return sum_to(vjp(dy, y, *inputs, **stage._params, **extra), inputs[which].shape)
 
 
 def walk(stages, gradients, follow=None):

@@ -263,13 +263,13 @@ cdef class Gate:
                 return self.map(args, kwargs)
             return self.map(args, self.constants)
         if self.loop == REDUCE or self.loop == REDUCE_ONE:
-            if kwargs or len(args) != 1:
+            if kwargs or not 1 <= len(args) <= 3:
                 try:
                     bound = self.__signature__.bind(*args, **kwargs).arguments
                 except TypeError as problem:
                     raise TypeError(f"{self.name}{self.__signature__}: {problem}") from None
                 return self.fold(bound["x"], bound.get("axis"), bound.get("keepdims", False))
-            return self.fold(args[0], None, False)
+            return self.fold(args[0], args[1] if len(args) > 1 else None, args[2] if len(args) > 2 else False)
         if self.loop == PRODUCT:
             return self.multiply(args)
         return self.general(args, kwargs)

@@ -373,6 +373,17 @@ cdef class Tensor:
         return self.root().version
 
     @property
+    def _stale(self):
+        """Whether a value of this stage, its output or an input, was changed after it ran."""
+        cdef Tensor x
+        if self.root().version > self._serial:
+            return True
+        for x in self._inputs:
+            if x.root().version > self._serial:
+                return True
+        return False
+
+    @property
     def _root(self):
         """The tensor whose memory this is a view of, or itself."""
         return self.root()
@@ -564,8 +575,8 @@ def _rebuild(kind, array, bint requires_grad, name):
     return y
 
 
-cdef alias(Tensor y, Tensor x):
-    """Make the blank tensor y a view of x's memory."""
+cdef Tensor alias(Tensor y, Tensor x):
+    """The blank tensor y becomes a view of x's memory, and is returned."""
     cdef int d
     y.rank, y.kind, y.count = x.rank, x.kind, x.count
     for d in range(x.rank):
@@ -574,6 +585,20 @@ cdef alias(Tensor y, Tensor x):
     y.contiguous, y.read_only = x.contiguous, x.read_only
     y.data = x.data
     y.owner = x.owner if x.owner is not None else x
+    return y
+
+
+def adopt(Tensor y, Tensor x):
+    """y, of a subclass of Tensor, becomes a view of x's memory and returns itself.
+
+    It is how such tensors are made (`Tensor.__new__(cls)` has no memory) and how they change
+    their dtype in place. TypeError: y is a plain Tensor. ValueError: x can be read only.
+    """
+    if type(y) is Tensor:
+        raise TypeError("adopt is for subclasses of Tensor: a Tensor's memory never changes")
+    if x.read_only:
+        raise ValueError("a parameter can't share a read-only array; copy it first: fb.tensor(a)")
+    return alias(y, x)
 
 
 def add_method(str name, method):
