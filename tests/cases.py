@@ -28,6 +28,10 @@ def off_zero(rng, shape):
     return np.where(rng.random(shape) < 0.5, x, -x)
 
 
+def inside(rng, shape):
+    return rng.uniform(-0.9, 2, shape)
+
+
 def distinct(rng, shape):
     """Every two elements differ by 0.05 at least."""
     n = int(np.prod(shape, dtype=int))
@@ -178,6 +182,7 @@ CASES = {
     "exp": [unary(fb.exp, np.exp)],
     "expm1": [unary(fb.expm1, np.expm1)],
     "log": [unary(fb.log, np.log, positive)],
+    "log1p": [unary(fb.log1p, np.log1p, inside)],
     "erf": [unary(fb.erf, erf)],
     "maximum": [binary(fb.maximum, np.maximum)],
     "minimum": [binary(fb.minimum, np.minimum)],

@@ -43,6 +43,9 @@ expm1 = elementwise("expm1(x)", "y = e^x - 1, exact near 0", vjp=[
 log = elementwise("log(x)", "y = ln x", doc="-inf at 0, NaN below; the gradient at 0 is inf.", vjp=[
     lambda dy, y, x: dy / x])
 
+log1p = elementwise("log1p(x)", "y = ln(1 + x), exact near 0", vjp=[
+    lambda dy, y, x: dy / (1 + x)])
+
 erf = elementwise("erf(x)", "y = 2 / sqrt(pi) times the integral of e^(-t^2) from 0 to x", vjp=[
     lambda dy, y, x: dy * (1.1283791670955126 * exp(-square(x)))])    # 2 / sqrt(pi)
 

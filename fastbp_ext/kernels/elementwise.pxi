@@ -54,6 +54,7 @@ cdef inline vec v_reciprocal(vec x, const double* c) noexcept nogil: return spla
 cdef inline vec v_exp(vec x, const double* c) noexcept nogil: return exp(x)
 cdef inline vec v_expm1(vec x, const double* c) noexcept nogil: return expm1(x)
 cdef inline vec v_log(vec x, const double* c) noexcept nogil: return log(x)
+cdef inline vec v_log1p(vec x, const double* c) noexcept nogil: return log1p(x)
 cdef inline vec v_erf(vec x, const double* c) noexcept nogil: return erf(x)
 cdef inline vec v_sign(vec x, const double* c) noexcept nogil:
     # NaN compares with nothing and so stays itself; zero keeps its sign.
@@ -76,6 +77,7 @@ cdef inline void sign(char** p, Py_ssize_t n, const double* c) noexcept nogil: u
 cdef inline void exponential(char** p, Py_ssize_t n, const double* c) noexcept nogil: unary(p, n, c, v_exp)
 cdef inline void exponential_m1(char** p, Py_ssize_t n, const double* c) noexcept nogil: unary(p, n, c, v_expm1)
 cdef inline void logarithm(char** p, Py_ssize_t n, const double* c) noexcept nogil: unary(p, n, c, v_log)
+cdef inline void logarithm_1p(char** p, Py_ssize_t n, const double* c) noexcept nogil: unary(p, n, c, v_log1p)
 cdef inline void error_function(char** p, Py_ssize_t n, const double* c) noexcept nogil: unary(p, n, c, v_erf)
 cdef inline void add(char** p, Py_ssize_t n, const double* c) noexcept nogil: binary(p, n, c, v_add)
 cdef inline void sub(char** p, Py_ssize_t n, const double* c) noexcept nogil: binary(p, n, c, v_sub)
@@ -165,7 +167,7 @@ cdef inline dict elementwise_kernels():
         "neg": <size_t> &neg, "abs": <size_t> &absolute, "sqrt": <size_t> &square_root,
         "square": <size_t> &square, "reciprocal": <size_t> &reciprocal, "sign": <size_t> &sign,
         "exp": <size_t> &exponential, "expm1": <size_t> &exponential_m1,
-        "log": <size_t> &logarithm, "erf": <size_t> &error_function,
+        "log": <size_t> &logarithm, "log1p": <size_t> &logarithm_1p, "erf": <size_t> &error_function,
         "add": <size_t> &add, "sub": <size_t> &sub, "mul": <size_t> &mul, "div": <size_t> &div,
         "pow": <size_t> &pow, "maximum": <size_t> &maximum, "minimum": <size_t> &minimum,
         "clip": <size_t> &clip, "where": <size_t> &where,
