@@ -606,6 +606,11 @@ def update(str kernel, tuple states, Tensor gradient, Tensor hyper):
     cdef void* operands[8]
     cdef int k = 0
     cdef Tensor w = <Tensor> states[0]
+    cdef Tensor x
+    for x in (*states, gradient):
+        if x.kind != w.kind or x.shape != w.shape or x is not gradient and (x.read_only or x._repeats()):
+            raise ValueError(f"{kernel}: {dtype_name(x.kind)} {x.shape} can't be part of an update of "
+                             f"{dtype_name(w.kind)} {w.shape}, or can't be written")
     for item in states:
         operands[k] = <void*> item
         k += 1

@@ -275,6 +275,10 @@ cdef class Tensor:
     """
     __array_ufunc__ = None    # NumPy leaves `array * tensor` to the tensor
 
+    def __init__(self, *args, **kwargs):
+        if type(self) is Tensor:
+            raise TypeError("a Tensor is made by fb.tensor(data), fb.from_numpy(array), fb.zeros(...) and so on")
+
     def __dealloc__(self):
         if self.owns:
             if FB_DEBUG and not fb_guards_whole(self.data):
@@ -418,15 +422,19 @@ cdef class Tensor:
     def __getbuffer__(self, Py_buffer* buffer, int flags):
         if flags & PyBUF_WRITABLE and self.read_only:
             raise BufferError("the tensor shares a read-only array")
-        buffer.buf = self.data
-        buffer.obj = self
-        buffer.len = self.count * item_size(self.kind)
-        buffer.readonly = self.read_only
-        buffer.itemsize = item_size(self.kind)
-        buffer.format = FORMATS[<int> self.kind]
-        buffer.ndim = self.rank
-        buffer.shape = self.dims
-        buffer.strides = self.steps
+        # A tensor of a subclass may adopt other memory: what it lends stays with the memory it had.
+        cdef Tensor x = self
+        if type(self) is not Tensor:
+            x = new_view(self, self.rank, self.dims, self.steps, self.data)
+        buffer.buf = x.data
+        buffer.obj = x
+        buffer.len = x.count * item_size(x.kind)
+        buffer.readonly = x.read_only
+        buffer.itemsize = item_size(x.kind)
+        buffer.format = FORMATS[<int> x.kind]
+        buffer.ndim = x.rank
+        buffer.shape = x.dims
+        buffer.strides = x.steps
         buffer.suboffsets = NULL
         buffer.internal = NULL
 
@@ -568,7 +576,7 @@ cdef class Tensor:
 def _rebuild(kind, array, bint requires_grad, name):
     """A tensor of class `kind` over an array: what pickle and copy call."""
     cdef Tensor shared = wrap_array(array)
-    cdef Tensor y = kind.__new__(kind)
+    cdef Tensor y = Tensor.__new__(kind)
     alias(y, shared)
     y.needs_grad = requires_grad
     y.name = name
@@ -584,7 +592,7 @@ cdef Tensor alias(Tensor y, Tensor x):
         y.steps[d] = x.steps[d]
     y.contiguous, y.read_only = x.contiguous, x.read_only
     y.data = x.data
-    y.owner = x.owner if x.owner is not None else x
+    y.owner = x.root()
     return y
 
 
