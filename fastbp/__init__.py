@@ -1,5 +1,11 @@
 """fastbp: backpropagation as a program of stages, for small and middle-sized nets on a CPU."""
-from fastbp import data, errors
+try:
+    import fastbp_ext.tensor
+except ModuleNotFoundError as missing:
+    raise ImportError("fastbp's compiled modules are not beside this source: build them here with `pip install -e .`, "
+                      "or leave the source folder to use an installed fastbp") from missing
+
+from fastbp import data, errors, nn, optim
 from fastbp.create import arange, full, ones, randn, zeros
 from fastbp.custom import define_gate
 from fastbp.differentiate import grad, gradcheck, value_and_grad

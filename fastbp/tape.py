@@ -144,6 +144,10 @@ def backward(root, gradient, retain_graph):
         walk(stages, gradients)
         sums = [(leaf, gradients.get(id(leaf))) for leaf in leaves]
         sums = [(leaf, g if leaf.grad is None else add(leaf.grad, g)) for leaf, g in sums if g is not None]
+    for leaf, g in sums:
+        if leaf.dtype != g.dtype:
+            raise error(RuntimeError, "backward: a leaf changed its dtype after it was used", got=leaf.dtype,
+                        expected=f"{g.dtype}, as when the tape was recorded", fix="compute the loss anew after to()")
     # A gradient is the leaf's own: no other tensor that anybody holds shares its memory.
     taken = {id(t._root) for t in (gradient, *stages, *leaves)}
     for leaf, g in sums:

@@ -135,3 +135,18 @@ def test_gates_can_be_called_by_name():
     assert fb.leaky_relu(-x, 0.5).numpy()[0, 0] == -0.5
     assert x.sum(axis=(0, 1), keepdims=True).shape == (1, 1)
     assert pickle.loads(pickle.dumps(fb.sigmoid)) is fb.sigmoid
+
+
+def test_a_tensor_is_made_by_functions():
+    with pytest.raises(TypeError, match="fb.tensor"):
+        fb.Tensor()
+
+
+def test_models_copy_and_pickle():
+    from fastbp import nn
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        for a, b in zip(model.parameters(), other.parameters(), strict=True):
+            assert type(b) is nn.Parameter and b.requires_grad and a.strides == b.strides
+            assert a.numpy().tolist() == b.numpy().tolist() and not np.shares_memory(a.numpy(), b.numpy())
+        assert other(fb.ones(1, 3)).numpy().tolist() == model(fb.ones(1, 3)).numpy().tolist()

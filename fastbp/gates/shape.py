@@ -108,8 +108,10 @@ def swap(x):
 @gate("view", any_dtype=True, vjp=[lambda dy, y, x: reshape(dy, x.shape)])
 def expand_dims(x, axis):
     """y = x with new dimensions of size 1 at `axis`, a number or a tuple; a view"""
-    axes = axis if isinstance(axis, (tuple, list)) else (axis,)
-    axes = all_axes("expand_dims", axes, x.ndim + len(axes))
+    if isinstance(axis, (tuple, list)):
+        axes = all_axes("expand_dims", axis, x.ndim + len(axis))
+    else:
+        axes = (one_axis("expand_dims", axis, x.ndim + 1),)
     shape, strides = list(x.shape), list(x.strides)
     for a in axes:
         shape.insert(a, 1)
@@ -170,14 +172,20 @@ def concatenate(tensors, axis=0):
         raise error(ShapeError, "concatenate: 0-d tensors have no axis", got="shape ()",
                     expected="one dimension or more", fix="use stack")
     axis = one_axis("concatenate", axis, first.ndim)
-    rest = [x.shape[:axis] + x.shape[axis + 1:] for x in tensors]
-    if any(x.ndim != first.ndim for x in tensors) or any(r != rest[0] for r in rest):
+    length, shape = 0, list(first.shape)
+    fits = True
+    for x in tensors:
+        other = list(x.shape)
+        fits = fits and len(other) == len(shape)
+        if fits:
+            length += other[axis]
+            other[axis] = shape[axis]
+            fits = other == shape
+    if not fits:
         raise error(ShapeError, "concatenate: the shapes do not fit", got=", ".join(str(x.shape) for x in tensors),
                     expected=f"equal sizes but along axis {axis}", fix="reshape, or choose another axis")
-    length = 0
-    for x in tensors:
-        length += x.shape[axis]
-    return first.shape[:axis] + (length,) + first.shape[axis + 1:], {"axis": axis}
+    shape[axis] = length
+    return shape, {"axis": axis}
 
 
 @composite(method=False)
@@ -280,6 +288,9 @@ def getitem(x, index):
     Written x[index]. Slices and integers alone give a view; arrays give a copy. IndexError:
     an index is out of range.
     """
+    if type(index) is int and x.ndim and -x.shape[0] <= index < x.shape[0]:    # the most common, and quick
+        shape = x.shape
+        return window(x, (index % shape[0], *[(0, 1, size) for size in shape[1:]]))
     parts = _expand(x, index)
     arrays = any(_is_array(p) for p in parts)
     view, advanced, d = [], [], 0

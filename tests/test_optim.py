@@ -1,0 +1,465 @@
+"""Optimizers: trajectories against NumPy in float64, options, state, and what is refused."""
+import math
+
+import numpy as np
+import pytest
+
+import fastbp as fb
+from fastbp import nn, optim
+from fastbp_ext.tensor import from_numpy
+
+# --- the oracles: PyTorch's update rules for one array, in float64
+
+
+def sgd(w, gradients, lr, momentum=0, weight_decay=0, nesterov=False):
+    w, b = w.copy(), None
+    for g in gradients:
+        d = g(w) + weight_decay * w
+        if momentum:
+            b = d.copy() if b is None else momentum * b + d
+            d = d + momentum * b if nesterov else b
+        w -= lr * d
+        yield w
+
+
+def adam(w, gradients, lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=0, decoupled=False):
+    w, m, v = w.copy(), np.zeros_like(w), np.zeros_like(w)
+    for t, g in enumerate(gradients, 1):
+        d = g(w)
+        if decoupled:
+            w *= 1 - lr * weight_decay
+        else:
+            d = d + weight_decay * w
+        m = betas[0] * m + (1 - betas[0]) * d
+        v = betas[1] * v + (1 - betas[1]) * d * d
+        w -= lr * (m / (1 - betas[0] ** t)) / (np.sqrt(v / (1 - betas[1] ** t)) + eps)
+        yield w
+
+
+RULES = {
+    "sgd": (optim.SGD, sgd, dict(lr=0.1)),
+    "sgd-decay": (optim.SGD, sgd, dict(lr=0.1, weight_decay=0.05)),
+    "momentum": (optim.SGD, sgd, dict(lr=0.05, momentum=0.9)),
+    "momentum-decay": (optim.SGD, sgd, dict(lr=0.05, momentum=0.8, weight_decay=0.05)),
+    "nesterov": (optim.SGD, sgd, dict(lr=0.05, momentum=0.9, nesterov=True)),
+    "nesterov-decay": (optim.SGD, sgd, dict(lr=0.05, momentum=0.9, nesterov=True, weight_decay=0.05)),
+    "adam": (optim.Adam, adam, dict(lr=0.01)),
+    "adam-betas": (optim.Adam, adam, dict(lr=0.02, betas=(0.7, 0.8), eps=1e-3)),
+    "adam-decay": (optim.Adam, adam, dict(lr=0.01, weight_decay=0.1)),
+    "adamw": (optim.AdamW, lambda *a, **k: adam(*a, decoupled=True, **k), dict(lr=0.01, weight_decay=0.1)),
+}
+
+
+def quartic(i, noise):
+    """The gradient of sum (w^4 / 4 - w^2 / 2 + c w), c different at each step."""
+    return lambda w: w ** 3 - w + noise[i]
+
+
+@pytest.mark.parametrize("layout", ["c", "transposed"])
+@pytest.mark.parametrize("rule", RULES)
+def test_trajectory_equals_oracle(rule, layout):
+    kind, oracle, options = RULES[rule]
+    rng = np.random.default_rng(1)
+    start, noise = rng.normal(size=(5, 7)), rng.normal(size=(100, 5, 7))
+    p = fb.tensor(start.T).T.detach() if layout == "transposed" else fb.tensor(start)
+    p.requires_grad_()
+    opt = kind([p], **options)
+    for i, expected in enumerate(oracle(start, [quartic(i, noise) for i in range(100)], **options)):
+        opt.zero_grad()
+        (p ** 4 / 4 - p ** 2 / 2 + p * noise[i]).sum().backward()
+        opt.step()
+        np.testing.assert_allclose(p.numpy(), expected, rtol=1e-12, atol=1e-12)
+    for state in opt.state[p].values():
+        assert state.ndim == 0 or state.strides == p.strides
+
+
+def test_defaults_are_pytorchs():
+    p = [fb.ones(2, requires_grad=True)]
+    wanted = {optim.SGD: dict(lr=1e-3, momentum=0, weight_decay=0, nesterov=False, dampening=0),
+              optim.Adam: dict(lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0, amsgrad=False),
+              optim.AdamW: dict(lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-2, amsgrad=False)}
+    for kind, options in wanted.items():
+        group = kind(p).param_groups[0]
+        assert group["params"][0] is p[0]
+        assert {name: group[name] for name in options} == options
+
+
+# --- options
+
+
+def one(value=1.0, gradient=2.0):
+    p = fb.tensor([value], dtype="float64", requires_grad=True)
+    p.grad = fb.tensor([gradient], dtype="float64")
+    return p
+
+
+def test_lr_changes_between_steps():
+    p = one()
+    opt = optim.SGD([p], lr=0.5)
+    for change, w in ((lambda: None, 0.0), (lambda: setattr(opt, "lr", 0.25), -0.5),
+                      (lambda: opt.param_groups[0].__setitem__("lr", 1.0), -2.5),
+                      (lambda: opt.param_groups[0].update(lr=0.5), -3.5),
+                      (lambda: opt.param_groups[0].__ior__({"weight_decay": 1.0}), -2.75)):
+        change()
+        opt.step()
+        assert p.item() == w
+
+
+def test_adam_lr_change_equals_oracle():
+    p = one(3.0)
+    opt = optim.Adam([p], lr=0.1)
+    w, m, v = 3.0, 0.0, 0.0
+    for t in range(1, 21):
+        opt.lr = 0.1 / t
+        opt.step()
+        m, v = 0.9 * m + 0.1 * 2, 0.999 * v + 0.001 * 4
+        w -= 0.1 / t * (m / (1 - 0.9 ** t)) / (math.sqrt(v / (1 - 0.999 ** t)) + 1e-8)
+        assert p.item() == pytest.approx(w, abs=1e-12)
+
+
+def test_momentum_switched_on_and_off():
+    p = one(0.0, 1.0)
+    opt = optim.SGD([p], lr=1.0)
+    opt.step()
+    opt.param_groups[0]["momentum"] = 0.5
+    opt.step()      # b = 1
+    opt.step()      # b = 1.5
+    opt.param_groups[0]["momentum"] = 0
+    opt.step()
+    assert p.item() == -(1 + 1 + 1.5 + 1)
+
+
+@pytest.mark.parametrize("kind", [optim.SGD, optim.Adam, optim.AdamW])
+def test_vectors_see_what_is_set(kind):
+    """A compiled program holds a plan's tensors: they stay, and what is set reaches them."""
+    p = one()
+    opt = kind([p], lr=0.5)
+    opt.step()
+    _, states, h, _ = opt._plan(p, opt.param_groups[0])
+    opt.lr = 0.125
+    opt.param_groups[0]["weight_decay"] = 0.25
+    assert h.numpy()[:2].tolist() == [0.125, 0.25]
+    saved = opt.state_dict()
+    opt.lr = 1
+    opt.load_state_dict(saved)
+    assert h.numpy()[0] == 0.125
+    again = opt._plan(p, opt.param_groups[0])
+    assert again[2] is h and all(a is b for a, b in zip(again[1], states, strict=True))
+
+
+def test_groups_have_their_own_options():
+    a, b, c = one(), one(), one()
+    opt = optim.SGD([{"params": [a]}, {"params": [b], "lr": 1.0}], lr=0.5)
+    opt.add_param_group({"params": iter([c]), "lr": 0.25, "name": "head"})
+    opt.step()
+    assert [x.item() for x in (a, b, c)] == [0.0, -1.0, 0.5]
+    assert opt.param_groups[2]["name"] == "head" and len(opt.param_groups) == 3
+    assert opt.lr == 0.5
+    opt.lr = 0.125
+    assert [g["lr"] for g in opt.param_groups] == [0.125] * 3
+
+
+def test_skips_what_has_no_gradient_and_counts_steps_by_parameter():
+    a, b = one(), one()
+    b.grad = None
+    opt = optim.Adam([a, b], lr=0.1)
+    opt.step()
+    assert b not in opt.state and b.item() == 1
+    b.grad = fb.tensor([2.0], dtype="float64")
+    opt.step()
+    assert opt.state[a]["step"].item() == 2 and opt.state[b]["step"].item() == 1
+    assert b.item() == pytest.approx(0.9, abs=1e-8)    # a first step goes by lr
+
+
+def test_zero_grad_is_none():
+    p = one()
+    opt = optim.SGD([p])
+    opt.zero_grad()
+    assert p.grad is None
+
+
+def test_step_is_seen_by_backward():
+    p = one()
+    y = (p * p).sum()
+    optim.SGD([p]).step()
+    with pytest.raises(RuntimeError, match="in place"):
+        y.backward()
+
+
+def test_step_is_in_place_and_not_recorded():
+    a = np.ones(3)
+    p = fb.from_numpy(a).requires_grad_()
+    p.grad = fb.ones(3, dtype="float64")
+    optim.SGD([p], lr=0.5).step()
+    assert a.tolist() == [0.5] * 3 and p.is_leaf and p.requires_grad
+
+
+def test_empty_parameter_and_gradient_of_another_layout():
+    w = fb.zeros((0, 3), requires_grad=True)
+    w.grad = fb.zeros((0, 3))
+    for kind, expected in ((optim.SGD, [[0, -2, -4], [-1, -3, -5]]),
+                           (optim.Adam, [[0, -1, -1], [-1, -1, -1]])):
+        p = fb.tensor(np.zeros((2, 3)), requires_grad=True)
+        p.grad = fb.tensor(np.arange(6.0).reshape(3, 2)).T.detach()
+        kind([w, p], lr=1.0).step()
+        np.testing.assert_allclose(p.numpy(), expected, rtol=1e-7)
+
+
+# --- what is refused
+
+BAD_NUMBERS = [float("nan"), -1e-9, -1, float("inf"), "0.1", None, 1j, True, [0.1]]
+
+
+@pytest.mark.parametrize("bad", BAD_NUMBERS)
+@pytest.mark.parametrize("kind, name", [
+    (optim.SGD, "lr"), (optim.SGD, "momentum"), (optim.SGD, "weight_decay"), (optim.Adam, "lr"),
+    (optim.Adam, "eps"), (optim.Adam, "weight_decay"), (optim.AdamW, "lr"), (optim.AdamW, "weight_decay")])
+def test_bad_numbers_raise_where_they_are_set(kind, name, bad):
+    with pytest.raises(ValueError, match=name):
+        kind([one()], **{name: bad})
+    with pytest.raises(ValueError, match=name):
+        kind([{"params": [one()], name: bad}])
+    p = one()
+    opt = kind([p])
+    group = opt.param_groups[0]
+    before, h = dict(group), opt._vectors[p][0].numpy().tobytes()
+    sets = [lambda: group.__setitem__(name, bad), lambda: group.update({"note": 1, name: bad}),
+            lambda: group.__ior__({name: bad}), lambda: opt.add_param_group({"params": [one()], name: bad})]
+    if name == "lr":
+        sets.append(lambda: setattr(opt, "lr", bad))
+    for set_it in sets:
+        with pytest.raises(ValueError, match=name):
+            set_it()
+    assert dict(group) == before and opt._vectors[p][0].numpy().tobytes() == h and len(opt.param_groups) == 1
+
+
+@pytest.mark.parametrize("bad", [(0.9,), 0.9, (0.9, 1.0), (-0.1, 0.9), (float("nan"), 0.9), ("a", "b"), None])
+def test_bad_betas(bad):
+    with pytest.raises(ValueError, match="betas"):
+        optim.Adam([one()], betas=bad)
+    opt = optim.AdamW([one()])
+    with pytest.raises(ValueError, match="betas"):
+        opt.param_groups[0]["betas"] = bad
+    assert opt.param_groups[0]["betas"] == (0.9, 0.999)
+
+
+def test_zero_and_numpy_numbers_are_good():
+    opt = optim.SGD([one()], lr=np.float32(0.5), momentum=np.int64(0))
+    opt.lr = 0
+    assert opt.lr == 0
+
+
+def test_unsupported_options_of_pytorch():
+    with pytest.raises(ValueError, match="nesterov"):
+        optim.SGD([one()], nesterov=True)
+    with pytest.raises(ValueError, match="dampening"):
+        optim.SGD([{"params": [one()], "dampening": 0.1}], momentum=0.9)
+    with pytest.raises(ValueError, match="amsgrad"):
+        optim.Adam([one()]).param_groups[0]["amsgrad"] = True
+    with pytest.raises(ValueError, match="add_param_group"):
+        optim.Adam([one()]).param_groups[0]["params"] = []
+
+
+def read_only():
+    a = np.ones(2)
+    a.flags.writeable = False
+    return from_numpy(a).requires_grad_()
+
+
+shared = fb.ones(2, requires_grad=True)
+BAD_PARAMETERS = {
+    "empty": ([], ValueError, "no parameters"),
+    "empty group": ([{"params": []}], ValueError, "no parameters"),
+    "a tensor": (shared, TypeError, "iterable"),
+    "a module": (nn.ReLU(), TypeError, "model.parameters"),
+    "modules": (nn.Sequential(nn.ReLU()), TypeError, "model.parameters"),
+    "an array": ([np.ones(2)], TypeError, "ndarray"),
+    "a dict": ({"params": [shared]}, TypeError, "iterable"),
+    "no params": ([{"lr": 1.0}], TypeError, "params"),
+    "no leaf": ([shared * 2], ValueError, "no leaf"),
+    "no gradient": ([fb.ones(2)], ValueError, "require a gradient"),
+    "twice": ([shared, shared], ValueError, "twice"),
+    "twice in groups": ([{"params": [shared]}, {"params": [shared]}], ValueError, "twice"),
+    "read-only": ([read_only()], ValueError, "written"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_PARAMETERS)
+def test_bad_parameters(case):
+    params, kind, message = BAD_PARAMETERS[case]
+    with pytest.raises(kind, match=message):
+        optim.SGD(params)
+
+
+def test_refused_group_is_not_added():
+    p = one()
+    opt = optim.SGD([p])
+    for group in ({"params": [one(), p]}, {"params": [one(), fb.ones(1)]}, [p]):
+        with pytest.raises((ValueError, TypeError)):
+            opt.add_param_group(group)
+    assert len(opt.param_groups) == 1 and list(opt._vectors) == [p]
+
+
+def test_changed_dtype_is_refused_before_any_update():
+    first, layer = one(), nn.Linear(2, 2)
+    opt = optim.Adam([first, *layer.parameters()])
+    layer(fb.ones(1, 2)).sum().backward()
+    opt.step()
+    layer.to("float64")
+    before = first.numpy().tobytes(), layer.weight.numpy().tobytes(), opt._vectors[first][0].numpy().tobytes()
+    with pytest.raises(fb.DtypeError, match="after model.to"):
+        opt.step()
+    assert before == (first.numpy().tobytes(), layer.weight.numpy().tobytes(),
+                      opt._vectors[first][0].numpy().tobytes())
+
+
+# --- state dicts
+
+KINDS = {"sgd": lambda p: optim.SGD(p, lr=0.1), "momentum": lambda p: optim.SGD(p, lr=0.1, momentum=0.9),
+         "adam": lambda p: optim.Adam(p, lr=0.1), "adamw": lambda p: optim.AdamW(p, lr=0.1)}
+
+
+def run(layer, opt, steps):
+    x = fb.tensor(np.linspace(-1, 1, 12).reshape(4, 3))
+    for _ in range(steps):
+        opt.zero_grad()
+        nn.functional.mse_loss(layer(x), fb.ones(4, 2, dtype="float64")).backward()
+        opt.step()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_restored_run_goes_on_with_the_same_bits(kind):
+    layer = nn.Linear(3, 2, dtype="float64", rng=0)
+    opt = KINDS[kind](layer.parameters())
+    run(layer, opt, 5)
+    saved = layer.state_dict(), opt.state_dict()
+    run(layer, opt, 5)
+    other = nn.Linear(3, 2, dtype="float64", rng=1)
+    new = KINDS[kind](other.parameters())
+    run(other, new, 2)      # what it has is overwritten
+    other.load_state_dict(saved[0])
+    new.load_state_dict(saved[1])
+    run(other, new, 5)
+    for p, q in zip(layer.parameters(), other.parameters(), strict=True):
+        assert p.numpy().tobytes() == q.numpy().tobytes()
+
+
+def test_state_dict_layout():
+    layer = nn.Linear(3, 2, rng=0)
+    opt = optim.Adam([{"params": [layer.bias], "lr": 0.5}, {"params": [layer.weight]}])
+    assert opt.state_dict()["state"] == {}
+    layer(fb.ones(1, 3)).sum().backward()
+    opt.step()
+    saved = opt.state_dict()
+    assert [g["params"] for g in saved["param_groups"]] == [[0], [1]]
+    assert [g["lr"] for g in saved["param_groups"]] == [0.5, 1e-3]
+    assert all(type(g) is dict for g in saved["param_groups"])
+    assert list(saved["state"]) == [0, 1] and list(saved["state"][1]) == ["step", "exp_avg", "exp_avg_sq"]
+    assert saved["state"][1]["exp_avg"].shape == (2, 3) and saved["state"][1]["exp_avg"].is_contiguous
+    assert saved["state"][0]["step"].item() == 1
+    opt.step()
+    assert saved["state"][0]["step"].item() == 1      # copies
+
+
+def test_loading_a_fresh_state_starts_afresh():
+    layer = nn.Linear(3, 2, rng=0)
+    opt = optim.Adam(layer.parameters())
+    fresh = opt.state_dict()
+    run(layer.to("float64"), opt, 3)
+    opt.load_state_dict(fresh)
+    assert all(x.numpy().max() == 0 for s in opt.state.values() for x in s.values())
+
+
+def refusals(saved):
+    def changed(**options):
+        return {**saved, "param_groups": [{**saved["param_groups"][0], **options}]}
+
+    def state(**entries):
+        return {**saved, "state": {**saved["state"], 1: {**saved["state"][1], **entries}}}
+
+    lacking = {k: v for k, v in saved["param_groups"][0].items() if k != "eps"}
+    return {"groups": {**saved, "param_groups": saved["param_groups"] * 2}, "sizes": changed(params=[0]),
+            "lr": changed(lr=float("nan")), "amsgrad": changed(amsgrad=True),
+            "lacking": {**saved, "param_groups": [lacking]}, "shape": state(exp_avg=np.zeros((3, 2))),
+            "name": state(momentum_buffer=np.zeros(2)),
+            "step": state(step=-1), "NaN step": state(step=math.nan),
+            "text": state(exp_avg=np.full(2, "a")), "state without": {**saved, "state": {1: {"step": 1}}},
+            "number": {**saved, "state": {7: saved["state"][1]}}}
+
+
+@pytest.mark.parametrize("case", refusals({"state": {1: {}}, "param_groups": [{}]}))
+def test_refused_state_changes_nothing(case):
+    layer = nn.Linear(3, 2, dtype="float64", rng=0)
+    opt = optim.Adam(layer.parameters())
+    run(layer, opt, 3)
+    other = nn.Linear(3, 2, dtype="float64", rng=1)
+    new = optim.Adam(other.parameters(), lr=0.5)
+    run(other, new, 1)
+
+    def snapshot():
+        return [(n, x.numpy().tobytes()) for s in new.state.values() for n, x in s.items()] + [
+            h.numpy().tobytes() for h, _ in new._vectors.values()] + [
+            [(k, v) for k, v in g.items() if k != "params"] for g in new.param_groups]
+    before = snapshot()
+    with pytest.raises(ValueError, match="does not fit this Adam|lr can't|amsgrad is not"):
+        new.load_state_dict(refusals(opt.state_dict())[case])
+    assert snapshot() == before
+
+
+def test_repr():
+    lines = repr(optim.SGD([one()], lr=0.5)).splitlines()
+    assert lines[:3] == ["SGD (", "Parameter Group 0", "    dampening: 0"] and "    lr: 0.5" in lines
+
+
+def test_no_leak_of_a_dropped_optimizer():
+    import gc
+    import weakref
+    gc.disable()
+    try:
+        p = one()
+        opt = optim.Adam([p])
+        opt.step()
+        gone = weakref.ref(opt)
+        del opt
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+# --- with PyTorch beside it
+
+
+@pytest.mark.parametrize("kind", ["SGD", "Adam", "AdamW"])
+def test_against_pytorch(kind):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    options = dict(lr=0.05, weight_decay=0.1)
+    if kind == "SGD":
+        options |= dict(momentum=0.9, nesterov=True)
+    ours = nn.Sequential(nn.Linear(3, 4, rng=0), nn.Tanh(), nn.Linear(4, 2, rng=1)).to("float64")
+    theirs = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2)).double()
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    theirs.load_state_dict({k: torch.from_numpy(v.numpy()) for k, v in ours.state_dict().items()})
+    x, y = np.random.default_rng(0).normal(size=(10, 3)), np.arange(10) % 2
+    our_kind, their_kind = getattr(optim, kind), getattr(torch.optim, kind)
+    a, b = our_kind(ours.parameters(), **options), their_kind(theirs.parameters(), **options)
+
+    def steps(a, b, n):
+        for _ in range(n):
+            for opt in (a, b):
+                opt.zero_grad()
+            nn.functional.cross_entropy(ours(fb.tensor(x)), y).backward()
+            their_y = theirs(torch.from_numpy(x))
+            torch.nn.functional.cross_entropy(their_y, torch.from_numpy(y)).backward()
+            a.step()
+            b.step()
+            for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+                np.testing.assert_allclose(p.numpy(), q.detach().numpy(), rtol=1e-10, atol=1e-12)
+    steps(a, b, 50)
+    ours.load_state_dict(theirs.state_dict())
+    # Each goes on from the other's state.
+    saved, their_state = a.state_dict(), b.state_dict()
+    a, b = our_kind(ours.parameters()), their_kind(theirs.parameters())
+    a.load_state_dict(their_state)
+    b.load_state_dict({"param_groups": saved["param_groups"], "state": {
+        i: {n: torch.from_numpy(v.numpy()) for n, v in s.items()} for i, s in saved["state"].items()}})
+    steps(a, b, 20)
