@@ -1,0 +1,6 @@
+"""python -m fastbp"""
+import sys
+
+from fastbp.cli import main
+
+sys.exit(main())

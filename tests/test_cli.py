@@ -1,0 +1,126 @@
+"""The command line, as a person sees it."""
+import gzip
+import os
+import pty
+import re
+import struct
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import fastbp as fb
+from fastbp import data
+
+
+def fastbp(*args, cwd=None, **options):
+    return subprocess.run([sys.executable, "-m", "fastbp", *map(str, args)], capture_output=True, text=True, cwd=cwd,
+                          **options)
+
+
+def test_train_reaches_four_percent_on_the_digits():
+    result = fastbp("train")
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith("64-100-10 ReLU net, SGD") and "1,437 images to train on, 360 to test" in lines[0]
+    rows = [line.split() for line in lines if re.match(r" *\d+ ", line)]
+    assert [int(r[0]) for r in rows] == list(range(1, 21))
+    assert float(rows[-1][4].rstrip("%")) <= 4
+    assert re.fullmatch(r"the same 20 epochs: fastbp [\d.]+ s, NumPy [\d.]+ s, [\d.]+ times as long; "
+                        r"weights differ by at most [\d.e-]+", lines[-1])
+    assert float(lines[-1].split()[-1]) < 1e-3, "NumPy and fastbp train the same net"
+    assert result.stderr == "", "plain lines where there is no terminal"
+    assert max(map(len, lines[1:-1])) <= 80
+
+
+def test_the_seed_sets_every_number():
+    def numbers(seed):
+        out = fastbp("train", "--epochs", 2, "--seed", seed, "--hidden", 16).stdout.splitlines()
+        return [line.split()[:5] for line in out[2:4]]
+    assert numbers(1) == numbers(1) != numbers(2)
+
+
+def write_mnist(folder, prefix, n, seed=0):
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, 10, n).astype(np.uint8)
+    X = (rng.random((n, 28, 28)) * 60 + 19 * y[:, None, None]).astype(np.uint8)
+    with gzip.open(folder / f"{prefix}-images-idx3-ubyte.gz", "wb") as f:
+        f.write(struct.pack(">4B3i", 0, 0, 8, 3, n, 28, 28) + X.tobytes())
+    with gzip.open(folder / f"{prefix}-labels-idx1-ubyte.gz", "wb") as f:
+        f.write(struct.pack(">4Bi", 0, 0, 8, 1, n) + y.tobytes())
+
+
+def test_train_on_a_folder(tmp_path):
+    write_mnist(tmp_path, "t10k", 600)
+    one = fastbp("train", "--data", tmp_path, "--epochs", 1, "--save", tmp_path / "w.npz", "--threads", 2)
+    assert one.returncode == 0, one.stderr
+    assert "784-500-10" in one.stdout and "500 images to train on, 100 to test" in one.stdout
+    assert fb.load(tmp_path / "w.npz")["0.weight"].shape == (500, 784)
+    write_mnist(tmp_path, "train", 300, seed=1)
+    both = fastbp("train", "--data", tmp_path, "--epochs", 1, "--hidden", 20, "--batch-size", 50, "--lr", 0.01)
+    assert "784-20-10" in both.stdout and "300 images to train on, 600 to test" in both.stdout
+    assert "rate 0.01, batches of 50" in both.stdout
+
+
+def test_a_terminal_gets_a_progress_bar():
+    pid, fd = pty.fork()
+    if pid == 0:
+        os.execv(sys.executable, [sys.executable, "-c", (
+            "import fastbp.train as t; b = t.Bar(100, __import__('sys').stdout); b.show(50, 'epoch'); b.clear()")])
+    seen = b""
+    while True:
+        try:
+            chunk = os.read(fd, 1000)
+        except OSError:
+            break
+        if not chunk:
+            break
+        seen += chunk
+    os.waitpid(pid, 0)
+    assert b"epoch [" + b"#" * 15 + b"." * 15 + b"]  50 %" in seen
+
+
+@pytest.mark.parametrize("args, says", [
+    (["train", "--epochs", "0"], "--epochs"), (["train", "--epochs", "many"], "'many' is no number"),
+    (["train", "--lr", "nan"], "--lr"), (["train", "--lr", "-1"], "--lr"), (["train", "--lr", "inf"], "--lr"),
+    (["train", "--batch-size", "-3"], "--batch-size"), (["train", "--seed", "-1"], "--seed"),
+    (["train", "--rate", "1"], "--rate"), (["dance"], "dance"), ([], "command"),
+    (["train", "--data", "no/such/folder"], "no/such/folder"),
+])
+def test_a_wrong_argument_gets_one_line_and_exit_code_2(args, says):
+    result = fastbp(*args)
+    assert result.returncode == 2 and result.stdout == ""
+    assert says in result.stderr and "Traceback" not in result.stderr
+    assert result.stderr.startswith("fastbp")
+
+
+def test_damaged_data_gets_no_traceback(tmp_path):
+    result = fastbp("train", "--data", tmp_path)
+    assert result.returncode == 2 and str(tmp_path) in result.stderr and "Traceback" not in result.stderr
+    write_mnist(tmp_path, "train", 20)
+    path = tmp_path / "train-images-idx3-ubyte.gz"
+    path.write_bytes(path.read_bytes()[:-100])
+    result = fastbp("train", "--data", tmp_path)
+    assert result.returncode == 2 and "train-images" in result.stderr and "Traceback" not in result.stderr
+    kept = tmp_path / "kept.npz"
+    fb.save(kept, {"x": 1})
+    assert fastbp("train", "--epochs", 1, "--save", tmp_path / "no" / "folder.npz").returncode == 2
+    assert fb.load(kept) == {"x": 1}
+
+
+def test_info_and_help():
+    info = fastbp("info").stdout
+    from fastbp_ext import cpu
+    assert fb.__version__ in info and f"kernels:   {cpu.ISA}" in info
+    assert subprocess.run([sys.executable, "-m", "fastbp", "info"], capture_output=True, text=True,
+                          env={**os.environ, "FASTBP_ISA": "baseline"}).stdout.count("kernels:   baseline") == 1
+    for args in (["--help"], ["train", "--help"], ["info", "--help"]):
+        result = fastbp(*args)
+        assert result.returncode == 0 and "usage: fastbp" in result.stdout
+    assert fastbp("--version").stdout.strip() == f"fastbp {fb.__version__}"
+
+
+def test_the_shipped_digits_are_the_ones_that_train_uses():
+    X, y = data.load_digits()
+    assert X.shape == (1797, 64) and y.shape == (1797,)
