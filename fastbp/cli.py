@@ -40,9 +40,9 @@ def parser():
                     "folder of MNIST-format files (784-500-10). Then train the same net in NumPy and compare.")
     train.add_argument("--data", metavar="FOLDER", help="train-images-idx3-ubyte[.gz] and so on; a sixth is held out "
                                                         "where there is one split only")
-    train.add_argument("--epochs", type=count, metavar="N", help="default: 20, with --data 5")
+    train.add_argument("--epochs", type=count, metavar="N", help="default: 40, with --data 5")
     train.add_argument("--batch-size", type=count, metavar="N", help="default: 32, with --data 100")
-    train.add_argument("--lr", type=rate, metavar="RATE", help="default: 0.1, with --data 0.2")
+    train.add_argument("--lr", type=rate, metavar="RATE", help="default: 1.0, with --data 0.2")
     train.add_argument("--hidden", type=count, metavar="N", help="hidden units; default: 100, with --data 500")
     train.add_argument("--seed", type=seed, default=0, metavar="N", help="of the split, the weights and the order")
     train.add_argument("--threads", type=count, metavar="N", help="at most so many; the bits do not depend on it")

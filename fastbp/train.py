@@ -124,9 +124,9 @@ def train(folder=None, epochs=None, batch_size=None, lr=None, hidden=None, seed=
     """What `fastbp train` does; the last epoch's test error is returned."""
     (X, y), (X_test, y_test) = load(folder, seed)
     small = X.shape[1] <= 64
-    epochs = epochs or (20 if small else 5)
+    epochs = epochs or (40 if small else 5)
     batch_size = batch_size or (32 if small else 100)
-    lr = lr if lr is not None else 0.1 if small else 0.2
+    lr = lr if lr is not None else 1.0 if small else 0.2
     hidden = hidden or (100 if small else 500)
     classes = int(max(y.max(), y_test.max())) + 1
     model = make_net(X.shape[1], hidden, classes, seed)

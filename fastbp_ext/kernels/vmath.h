@@ -194,7 +194,7 @@ FB_INLINE vec_f32 fb_narrow(vec_f64 low, vec_f64 high) {
 }
 #endif
 
-/* ---- Coefficients: minimax polynomials, by Remez exchange in 60 digits ---- */
+/* ---- Coefficients: minimax polynomials, by Remez exchange in 40 digits ---- */
 
 /* (e^r - 1 - r) / r^2 on |r| <= 0.3475; error 2^-28.0 */
 static const float FB_EXP_f32[] = {
