@@ -3,15 +3,15 @@
 The rows themselves stand in fastbp.gates. Here is what all of them share: arguments become
 tensors, shapes are broadcast, the output is made, the kernel runs, the stage goes on the tape.
 """
-from libc.stdint cimport int64_t
+from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t
 
 from fastbp_ext.abi cimport FB_CONSTANTS
 from fastbp_ext.lower cimport (lower_copy, lower_elementwise, lower_product, lower_reduce, lower_rows,
                                lower_scatter, lower_take)
 from fastbp_ext.program cimport now
-from fastbp_ext.tensor cimport (BOOL, FLOAT32, FLOAT64, INT64, MAX_DIMS, UINT64, Dtype, Tensor, dtype_name,
-                                grad_enabled, integer, is_float, item_size, new_like, new_tensor, new_view, scalar,
-                                set_stage, wrap_array)
+from fastbp_ext.tensor cimport (BOOL, FLOAT32, FLOAT64, INT8, INT16, INT32, INT64, MAX_DIMS, UINT8, UINT16, UINT64,
+                                Dtype, Tensor, dtype_name, grad_enabled, integer, is_float, item_size, new_like,
+                                new_tensor, new_view, scalar, set_stage, wrap_array)
 
 import operator
 import types
@@ -122,13 +122,6 @@ cdef tuple mixed(Gate gate, tuple args):
         if tensors[k] is None:
             tensors[k] = as_tensor(gate.name, args[k], found)
     return tuple(tensors)
-
-
-cdef Tensor to_int64(Tensor x):
-    """An integer or bool tensor as contiguous int64."""
-    if x.kind == INT64 and x.contiguous:
-        return x
-    return wrap_array(np.ascontiguousarray(x.numpy(), dtype=np.int64).reshape(x.shape))
 
 
 cdef tuple as_comparable(Gate gate, tuple args):
@@ -488,6 +481,10 @@ cdef class Gate:
             y = new_view(x, rank, dims, steps, x.data + <Py_ssize_t> plan[2])
             self.record(y, xs, params)
             return y
+        if self.loop == ROWS or self.loop == SCATTER:
+            for item in xs:
+                if not (<Tensor> item).contiguous:
+                    raise SystemError(f"{self.name}: its kernel walks contiguous memory; the row lacks contiguous()")
         y = new_tensor(rank, dims, kind)
         kernel = self.kernels[x.kind if x.kind <= FLOAT64 else 2]
         if self.loop == COPY:
@@ -537,13 +534,20 @@ cdef class Gate:
         return tuple(xs)
 
     cdef int join(self, Tensor y, tuple xs, int axis) except -1:
-        """Each input is copied to its part of y."""
-        cdef Tensor x, part
+        """Each input is copied to its part of y, which has the axis too (concatenate) or gains it (stack)."""
+        cdef Tensor x
         cdef char* at = y.data
+        cdef Py_ssize_t steps[MAX_DIMS]
+        cdef int d, k
+        cdef bint new = y.rank > (<Tensor> xs[0]).rank
+        k = 0
+        for d in range(y.rank):
+            if not (new and d == axis):
+                steps[k] = y.steps[d]
+                k += 1
         for x in xs:
-            part = new_view(y, x.rank, x.dims, y.steps, at)
-            lower_copy(now, part, x)
-            at += x.dims[axis] * y.steps[axis]
+            lower_copy(now, new_view(y, x.rank, x.dims, steps, at), x)
+            at += y.steps[axis] * (1 if new else x.dims[axis])
         return 0
 
     cdef int place(self, Tensor y, Tensor x, dict params) except -1:
@@ -558,36 +562,64 @@ cdef class Gate:
         return 0
 
 
+cdef int64_t read_int(const char* p, Dtype kind) noexcept nogil:
+    """An integer or bool of any width."""
+    if kind == INT64 or kind == UINT64:
+        return (<const int64_t*> p)[0]
+    if kind == UINT8 or kind == BOOL:
+        return (<const uint8_t*> p)[0]
+    if kind == INT32:
+        return (<const int32_t*> p)[0]
+    if kind == INT8:
+        return (<const int8_t*> p)[0]
+    if kind == INT16:
+        return (<const int16_t*> p)[0]
+    if kind == UINT16:
+        return (<const uint16_t*> p)[0]
+    return (<const uint32_t*> p)[0]
+
+
+cdef Tensor to_int64(Tensor x):
+    """An integer or bool tensor as contiguous int64."""
+    cdef Tensor y
+    cdef Py_ssize_t n
+    if not x.contiguous:
+        x = copy_of(x)
+    if x.kind == INT64:
+        return x
+    y = new_tensor(x.rank, x.dims, INT64)
+    for n in range(x.count):
+        (<int64_t*> y.data)[n] = read_int(x.data + n * item_size(x.kind), x.kind)
+    return y
+
+
 def as_index(Tensor x, Py_ssize_t size, str gate, str what, bint wrap=True, ignored=None):
     """Labels or indices as contiguous int64 in [0, size), checked; negative ones count from the end.
 
-    With wrap=False negative ones are errors, but for `ignored`. IndexError names the place and
-    the value; DtypeError: x is not an integer tensor.
+    With wrap=False negative ones are errors, but for `ignored`. Returned are the indices, and
+    whether one of them is ignored. IndexError names the place and the value; DtypeError: x is
+    not an integer tensor.
     """
-    cdef Py_ssize_t n, count = x.count
+    cdef Py_ssize_t n
     cdef int64_t value, ignore = -1 if ignored is None else ignored
-    cdef bint any_ignored = ignored is not None
-    cdef int64_t* from_values
-    cdef int64_t* to_values
+    cdef bint may_ignore = ignored is not None, found = False
     cdef Tensor whole, y
     if is_float(x.kind) or x.kind == BOOL:
         _raise("DtypeError", f"{gate}: {what} are integers", f"dtype {dtype_name(x.kind)}, shape {x.shape}",
                "an integer dtype", "convert them: np.asarray(y).astype('int64')")
-    if x.kind == UINT64 and x.count and int(x.numpy().max()) > 2**63 - 1:
-        raise IndexError(f"{gate}: {what} of up to {x.numpy().max()} exceed int64")
-    whole = to_int64(x)
+    whole = to_int64(x)    # uint64 beyond int64 becomes negative, and is refused below or out of range
     y = new_tensor(whole.rank, whole.dims, INT64)
-    from_values = <int64_t*> whole.data
-    to_values = <int64_t*> y.data
-    for n in range(count):
-        value = from_values[n]
-        if not (any_ignored and value == ignore):
-            if wrap and value < 0:
+    for n in range(x.count):
+        value = (<int64_t*> whole.data)[n]
+        if may_ignore and value == ignore:
+            found = True
+        else:
+            if wrap and value < 0 and x.kind != UINT64:
                 value += size
             if value < 0 or value >= size:
-                _out_of_range(x, n, from_values[n], size, gate, what, wrap)
-        to_values[n] = value
-    return y
+                _out_of_range(x, n, (<int64_t*> whole.data)[n], size, gate, what, wrap)
+        (<int64_t*> y.data)[n] = value
+    return y, found
 
 
 cdef _out_of_range(Tensor x, Py_ssize_t n, int64_t value, Py_ssize_t size, str gate, str what, bint wrap):

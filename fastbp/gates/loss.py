@@ -69,6 +69,7 @@ def binary_cross_entropy_with_logits(x, target, reduction="mean"):
 
 
 def _labels(name, scores, y, shape, ignored=None):
+    """Labels as checked int64 indices, and whether one is ignored."""
     y = y if isinstance(y, Tensor) else from_numpy(np.asarray(y))
     if y.shape != shape:
         raise error(ShapeError, f"{name}: labels do not fit the scores", got=f"scores {scores.shape}, labels {y.shape}",
@@ -123,11 +124,10 @@ def cross_entropy(logits, labels, weight=None, ignore_index=-100, reduction="mea
     if x.ndim > 2:
         x = transpose(x, (0, *range(2, x.ndim), 1))
     x = contiguous(x)
-    y = _labels("cross_entropy", x, labels, x.shape[:-1], ignore_index)
-    whole = not np.any(y.numpy() == ignore_index)
+    y, some_ignored = _labels("cross_entropy", x, labels, x.shape[:-1], ignore_index)
     if weight is None and not label_smoothing:
         rows = cross_entropy_rows(x, y, ignore_index)
-        if whole or reduction != "mean":
+        if not some_ignored or reduction != "mean":
             return _reduce(rows, reduction)
         return _weighted_mean(rows, where(eq(y, ignore_index), 0, rows.detach() * 0 + 1))
     return _smoothed(x, y, weight, ignore_index, reduction, label_smoothing)
@@ -176,7 +176,7 @@ def hinge_loss(scores, labels, reduction="mean"):
         raise error(ShapeError, "hinge_loss: scores are a matrix", got=f"shape {s.shape}", expected="(B, C)",
                     fix="reshape them")
     _check("hinge_loss", s, reduction)
-    y = _labels("hinge_loss", s, labels, s.shape[:1])
+    y, _ = _labels("hinge_loss", s, labels, s.shape[:1])
     margins = relu(s - expand_dims(_chosen(s, y), 1) + 1)
     is_label = eq(tensor(np.arange(s.shape[1])), expand_dims(y, 1))
     return _reduce(sum(where(is_label, 0, margins), 1), reduction)

@@ -113,6 +113,8 @@ def _along(rows, name, x, axis):
 @composite
 def logsumexp(x, axis=None, keepdims=False):
     """y = ln sum e^x over `axis`; -inf, with gradient 0, where all of x is -inf"""
+    if not keepdims and (axis == -1 and x.ndim or axis is None and x.ndim == 1):
+        return logsumexp_rows(contiguous(x))
     axes = all_axes("logsumexp", axis, x.ndim)
     shape = tuple(1 if d in axes else size for d, size in enumerate(x.shape) if keepdims or d not in axes)
     kept = [d for d in range(x.ndim) if d not in axes]

@@ -5,7 +5,7 @@ import numpy as np
 
 from fastbp.errors import DtypeError, ShapeError, error
 from fastbp_ext.gate import as_index, one_axis
-from fastbp_ext.tensor import Tensor, tensor
+from fastbp_ext.tensor import Tensor, from_numpy, tensor
 
 from .row import composite, gate
 
@@ -93,7 +93,7 @@ def transpose(x, *axes):
         axes = _REVERSED[x.ndim]
         return x.shape[::-1], x.strides[::-1], 0, {"axes": axes}
     axes = tuple([one_axis("transpose", a, x.ndim) for a in axes])
-    if sorted(axes) != list(range(x.ndim)):
+    if len(axes) != x.ndim or len(set(axes)) != x.ndim:
         raise error(ShapeError, "transpose: the axes are no permutation", got=axes,
                     expected=f"each of 0 to {x.ndim - 1} once", fix="to exchange two axes, list all of them")
     shape, strides = x.shape, x.strides
@@ -123,7 +123,10 @@ def expand_dims(x, axis):
 def squeeze(x, axis=None):
     """y = x without dimensions of size 1: all of them, or those at `axis`; a view"""
     shape = x.shape
-    axes = [a for a in all_axes("squeeze", axis, x.ndim) if axis is not None or shape[a] == 1]
+    if type(axis) is int:
+        axes = (one_axis("squeeze", axis, x.ndim),)
+    else:
+        axes = [a for a in all_axes("squeeze", axis, x.ndim) if axis is not None or shape[a] == 1]
     if any(shape[a] != 1 for a in axes):
         raise error(ShapeError, "squeeze: the size is not 1", got=f"shape {shape}, axis {axis}",
                     expected="axes of size 1", fix="leave the axis out, or use reshape")
@@ -188,17 +191,16 @@ def concatenate(tensors, axis=0):
     return shape, {"axis": axis}
 
 
-@composite(method=False)
+@gate("join", method=False, any_dtype=True, vjp=[
+    lambda dy, y, *xs, which, axis: getitem(dy, (slice(None),) * axis + (which,))])
 def stack(tensors, axis=0):
     """y = the tensors, of one shape, along a new axis"""
-    tensors = [x if isinstance(x, Tensor) else tensor(x) for x in tensors]
-    if not tensors:
-        raise ValueError("stack: no tensors")
-    if any(x.shape != tensors[0].shape for x in tensors):
+    shape = tensors[0].shape
+    if any(x.shape != shape for x in tensors):
         raise error(ShapeError, "stack: the shapes differ", got=", ".join(str(x.shape) for x in tensors),
                     expected="one shape", fix="reshape, or use concatenate")
-    axis = one_axis("stack", axis, tensors[0].ndim + 1)
-    return concatenate([expand_dims(x, axis) for x in tensors], axis)
+    axis = one_axis("stack", axis, len(shape) + 1)
+    return shape[:axis] + (len(tensors),) + shape[axis:], {"axis": axis}
 
 
 # --- indexing
@@ -237,7 +239,7 @@ def place(x, shape, parts):
 
 
 @gate("take", public=False, any_dtype=True, vjp=[
-    lambda dy, y, x, *indices, axis: scatter(dy, *indices, axis=axis, shape=x.shape)])
+    lambda dy, y, x, *indices, axis: scatter(contiguous(dy), *indices, axis=axis, shape=x.shape)])
 def take(x, *indices, axis):
     """y[m, ...] = x[..., indices[m], ...]: the indexed dimensions, from `axis` on, become the first"""
     rest = x.shape[:axis] + x.shape[axis + len(indices):]
@@ -305,7 +307,8 @@ def getitem(x, index):
         elif arrays:
             if not _is_array(part) and not isinstance(part, (int, np.integer, Tensor)):
                 raise _bad_index(part)
-            advanced.append((len(view), as_index(tensor(np.asarray(part)), size, "indexing", "indices")))
+            given = part if isinstance(part, Tensor) else from_numpy(np.asarray(part))
+            advanced.append((len(view), as_index(given, size, "indexing", "indices")[0]))
             view.append((0, 1, size))
         else:
             try:
@@ -326,6 +329,10 @@ def getitem(x, index):
 
 def _take_arrays(x, axes, indices):
     """NumPy's advanced indexing along `axes`, the other dimensions being whole."""
+    if len(indices) == 1:
+        shape = indices[0].shape
+        y = take(x, contiguous_row(indices[0]), axis=axes[0])
+        return _index_dims_at(y, x, shape, axes[0], 1)
     try:
         shape = np.broadcast_shapes(*(i.shape for i in indices))
     except ValueError:
@@ -337,10 +344,17 @@ def _take_arrays(x, axes, indices):
         # Arrays apart from each other: their dimensions come first.
         x = transpose(x, (*axes, *(d for d in range(x.ndim) if d not in axes)))
         axis = 0
-    rest = x.shape[:axis] + x.shape[axis + len(axes):]
-    indices = [reshape(broadcast_to(i, shape), size_of(shape)) for i in indices]
-    y = reshape(take(x, *indices, axis=axis), shape + rest)
-    if axis == 0:
-        return y
+    indices = [contiguous_row(broadcast_to(i, shape)) for i in indices]
+    return _index_dims_at(take(x, *indices, axis=axis), x, shape, axis, len(axes))
+
+
+def contiguous_row(x):
+    return x if x.ndim == 1 and x.is_contiguous else reshape(x, x.size)
+
+
+def _index_dims_at(y, x, shape, axis, count):
+    """What `take` gave, its first dimension shaped as the index and moved to `axis`."""
     n = len(shape)
-    return transpose(y, (*range(n, n + axis), *range(n), *range(n + axis, y.ndim)))
+    if n != 1:
+        y = reshape(y, shape + x.shape[:axis] + x.shape[axis + count:])
+    return y if axis == 0 else transpose(y, (*range(n, n + axis), *range(n), *range(n + axis, y.ndim)))
