@@ -5,13 +5,15 @@ tensors, shapes are broadcast, the output is made, the kernel runs, the stage go
 """
 from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t
 
-from fastbp_ext.abi cimport FB_CONSTANTS
+from libc.string cimport memset
+
+from fastbp_ext.abi cimport FB_CONSTANTS, FB_OPERANDS
 from fastbp_ext.lower cimport (lower_copy, lower_elementwise, lower_product, lower_reduce, lower_rows,
                                lower_scatter, lower_take)
-from fastbp_ext.program cimport now
+from fastbp_ext.program cimport Executor, now
 from fastbp_ext.tensor cimport (BOOL, FLOAT32, FLOAT64, INT8, INT16, INT32, INT64, MAX_DIMS, UINT8, UINT16, UINT64,
-                                Dtype, Tensor, dtype_name, grad_enabled, integer, is_float, item_size, new_like,
-                                new_tensor, new_view, scalar, set_stage, wrap_array)
+                                Dtype, Tensor, blank, blank_like, dtype_name, give_memory, grad_enabled, integer,
+                                is_float, item_size, new_like, new_tensor, new_view, scalar, set_stage, wrap_array)
 
 import operator
 import types
@@ -182,6 +184,21 @@ cdef bint walkable(Tensor x) noexcept:
     return False
 
 
+cdef list COPIES = []    # the gate that copies: a row of fastbp.gates, as all are
+
+
+def set_copy_gate(gate):
+    """The gate by which an operand that a kernel can't walk is copied: a stage like any other."""
+    COPIES[:] = [gate]
+
+
+cdef Tensor zero_of(Dtype kind):
+    """0 of any dtype, 0-d."""
+    cdef Tensor y = new_tensor(0, NULL, kind)
+    memset(y.data, 0, item_size(kind))
+    return y
+
+
 cdef Tensor copy_of(Tensor x):
     cdef Tensor y = new_tensor(x.rank, x.dims, x.kind)
     lower_copy(now, y, x)
@@ -282,9 +299,7 @@ cdef class Gate:
         cdef tuple xs
         cdef Tensor x, y
         cdef Py_ssize_t dims[MAX_DIMS]
-        cdef void* operands[8]
-        cdef double c[FB_CONSTANTS]
-        cdef int rank, k, d, count
+        cdef int rank, d
         cdef bint same
         if self.compares:
             xs = as_comparable(self, args)
@@ -297,30 +312,61 @@ cdef class Gate:
         same = x.rank == rank and not x.contiguous
         for d in range(rank if same else 0):
             same = same and x.dims[d] == dims[d]
-        if same:
-            y = new_like(x, <Dtype> self.result if self.result >= 0 else x.kind)
-        else:
-            y = new_tensor(rank, dims, <Dtype> self.result if self.result >= 0 else x.kind)
-        operands[0] = <void*> y
-        k = 1
-        for item in xs:
-            operands[k] = <void*> item
-            k += 1
-        count = k
-        if params:
-            k = 0
-            for value in params.values():
-                c[k] = value
-                k += 1
-            while k < FB_CONSTANTS:
-                c[k] = 0
-                k += 1
-            lower_elementwise(now, self.kernels[x.kind if x.kind <= FLOAT64 else 2], 1, 0, count, operands, c)
-        else:
-            lower_elementwise(now, self.kernels[x.kind if x.kind <= FLOAT64 else 2], 1, 0, count, operands, NULL)
-        if self.differentiable:
-            self.record(y, xs, params)
+        y = blank_like(x, self.kind_of(x)) if same else blank(rank, dims, self.kind_of(x))
+        return self.apply(y, xs, params)
+
+    cdef Dtype kind_of(self, Tensor x):
+        """The output's dtype."""
+        return <Dtype> self.result if self.result >= 0 else x.kind
+
+    cdef Tensor apply(self, Tensor y, tuple xs, dict params):
+        """Compute y, which has no memory yet, and put the stage on the tape."""
+        give_memory(y)
+        self.lower(now, y, xs, params)
+        return self.record(y, xs, params)
+
+    cdef Tensor record(self, Tensor y, tuple xs, dict params):
+        cdef Tensor x
+        if self.differentiable and grad_enabled():
+            for x in xs:
+                if x.needs_grad:
+                    set_stage(y, self, xs, params)
+                    break
         return y
+
+    cdef int lower(self, Executor to, Tensor y, tuple xs, dict params) except -1:
+        """Hand the instructions that compute y = gate(*xs, **params) to an executor."""
+        cdef Tensor x = <Tensor> xs[self.first if self.loop == ELEMENTWISE else 0]
+        cdef void* kernel = self.kernels[<int> x.kind if x.kind <= FLOAT64 else 2]
+        cdef void* operands[FB_OPERANDS]
+        cdef double c[FB_CONSTANTS]
+        cdef int n = 1, k = 0
+        if self.loop == ELEMENTWISE or self.loop == ROWS:
+            operands[0] = <void*> y
+            for item in xs:
+                operands[n] = <void*> item
+                n += 1
+            for name in self.constants:
+                c[k] = params[name]
+                k += 1
+            for k in range(k, FB_CONSTANTS):
+                c[k] = 0
+            if self.loop == ROWS:
+                return lower_rows(to, kernel, n, operands, c)
+            return lower_elementwise(to, kernel, 1, 0, n, operands, c if self.constants else NULL)
+        if self.loop == REDUCE or self.loop == REDUCE_ONE:
+            return lower_reduce(to, kernel, y, x, params["axes"], self.averages)
+        if self.loop == PRODUCT:
+            return lower_product(to, kernel, y, x, <Tensor> xs[1])
+        if self.loop == COPY:
+            return lower_copy(to, y, x)
+        if self.loop == TAKE:
+            return lower_take(to, y, x, xs[1:], params["axis"])
+        if self.loop == SCATTER:
+            return lower_scatter(to, kernel, y, x, xs[1:], params["axis"])
+        if self.loop == JOIN:
+            return self.join(to, y, xs, params["axis"])
+        return self.place(to, y, x, params)
 
     cdef Tensor condition(self, object x):
         cdef Tensor t = as_tensor(self.name, np.asarray(x) if is_weak(x) else x, -1)
@@ -329,20 +375,10 @@ cdef class Gate:
                    "compare first: fb.where(x > 0, ...)")
         return t
 
-    cdef int record(self, Tensor y, tuple xs, dict params) except -1:
-        cdef Tensor x
-        if grad_enabled():
-            for x in xs:
-                if x.needs_grad:
-                    set_stage(y, self, xs, params)
-                    break
-        return 0
-
     cdef Tensor fold(self, object arg, object axis, bint keepdims):
         """A reduction over `axis`: None, a number or, but for REDUCE_ONE, a tuple."""
         cdef tuple xs = as_floats(self, (arg,))
         cdef Tensor x = <Tensor> xs[0]
-        cdef Tensor y
         cdef Py_ssize_t dims[MAX_DIMS]
         cdef bint reduced[MAX_DIMS]
         cdef int rank = 0, d
@@ -359,11 +395,7 @@ cdef class Gate:
         if n == 0 and not self.of_none:
             _raise("ShapeError", f"{self.name}: nothing to choose from", f"shape {x.shape}, axis {axis}",
                    "at least one element along the axis", "leave empty arrays out")
-        y = new_tensor(rank, dims, <Dtype> self.result if self.result >= 0 else x.kind)
-        lower_reduce(now, self.kernels[<int> x.kind], y, x, axes, n if self.averages else 1)
-        if self.differentiable and x.needs_grad and grad_enabled():
-            set_stage(y, self, xs, {"axes": tuple(axes), "keepdims": keepdims})
-        return y
+        return self.apply(blank(rank, dims, self.kind_of(x)), xs, {"axes": tuple(axes), "keepdims": keepdims})
 
     cdef int mark(self, object axis, int rank, bint* reduced) except -1:
         """Which dimensions `axis` names."""
@@ -390,7 +422,6 @@ cdef class Gate:
         """A matrix product of two tensors of at least two dimensions; the leading ones broadcast."""
         cdef tuple xs = as_floats(self, args)
         cdef Tensor x = <Tensor> xs[0], w = <Tensor> xs[1]
-        cdef Tensor y
         cdef Py_ssize_t dims[MAX_DIMS]
         cdef Py_ssize_t a, b
         cdef int rank = max(x.rank, w.rank), d
@@ -403,27 +434,18 @@ cdef class Gate:
             dims[d] = a if b == 1 else b
         dims[rank - 2] = x.dims[x.rank - 2]
         dims[rank - 1] = w.dims[w.rank - 1]
-        if not walkable(x):
-            x = copy_of(x)
-        if not walkable(w):
-            w = copy_of(w)
-        y = new_tensor(rank, dims, x.kind)
-        lower_product(now, self.kernels[<int> x.kind], y, x, w)
-        self.record(y, xs, NOTHING)
-        return y
+        if not (walkable(x) and walkable(w)):
+            xs = (x if walkable(x) else COPIES[0](x), w if walkable(w) else COPIES[0](w))
+        return self.apply(blank(rank, dims, x.kind), xs, NOTHING)
 
     cdef Tensor general(self, tuple args, dict kwargs):
         """A gate with a rule: the rule gives the output's shape and the parameters."""
         cdef tuple xs
-        cdef Tensor x, y
+        cdef Tensor x
         cdef Py_ssize_t dims[MAX_DIMS]
         cdef Py_ssize_t steps[MAX_DIMS]
-        cdef void* operands[8]
-        cdef double c[FB_CONSTANTS]
         cdef int n = len(self.inputs), k, rank
         cdef dict params
-        cdef Dtype kind
-        cdef void* kernel
         if self.loop == JOIN:
             xs = tuple(args[0])
             args = (None,) + args[1:]
@@ -447,9 +469,7 @@ cdef class Gate:
         else:
             xs = as_floats(self, xs)
         if self.loop == CUSTOM:
-            y = wrap_array(self.rule(*xs))
-            self.record(y, xs, NOTHING)
-            return y
+            return self.record(wrap_array(self.rule(*xs)), xs, NOTHING)
         if self.loop == JOIN:
             if not xs:
                 raise ValueError(f"{self.name}: no tensors")
@@ -458,7 +478,6 @@ cdef class Gate:
             plan = self.rule(*xs, *args[n:], **kwargs)
         x = <Tensor> xs[0]
         params = plan[-1]
-        kind = <Dtype> self.result if self.result >= 0 else x.kind
         rank = 0
         for size in plan[0]:
             if rank == MAX_DIMS:
@@ -478,43 +497,12 @@ cdef class Gate:
                 for step in plan[1]:
                     steps[k] = step
                     k += 1
-            y = new_view(x, rank, dims, steps, x.data + <Py_ssize_t> plan[2])
-            self.record(y, xs, params)
-            return y
+            return self.record(new_view(x, rank, dims, steps, x.data + <Py_ssize_t> plan[2]), xs, params)
         if self.loop == ROWS or self.loop == SCATTER:
             for item in xs:
                 if not (<Tensor> item).contiguous:
                     raise SystemError(f"{self.name}: its kernel walks contiguous memory; the row lacks contiguous()")
-        y = new_tensor(rank, dims, kind)
-        kernel = self.kernels[x.kind if x.kind <= FLOAT64 else 2]
-        if self.loop == COPY:
-            lower_copy(now, y, x)
-        elif self.loop == ROWS:
-            operands[0] = <void*> y
-            k = 1
-            for item in xs:
-                operands[k] = <void*> item
-                k += 1
-            n = k
-            k = 0
-            for name in self.constants:
-                c[k] = params[name]
-                k += 1
-            while k < FB_CONSTANTS:
-                c[k] = 0
-                k += 1
-            lower_rows(now, kernel, n, operands, c)
-        elif self.loop == TAKE:
-            lower_take(now, y, x, xs[1:], params["axis"])
-        elif self.loop == SCATTER:
-            lower_scatter(now, kernel, y, x, xs[1:], params["axis"])
-        elif self.loop == JOIN:
-            self.join(y, xs, params["axis"])
-        elif self.loop == PLACE:
-            self.place(y, x, params)
-        if self.differentiable:
-            self.record(y, xs, params)
-        return y
+        return self.apply(blank(rank, dims, self.kind_of(x)), xs, params)
 
     cdef tuple movable(self, tuple args):
         """Tensors of any one dtype."""
@@ -533,7 +521,7 @@ cdef class Gate:
             xs.append(x)
         return tuple(xs)
 
-    cdef int join(self, Tensor y, tuple xs, int axis) except -1:
+    cdef int join(self, Executor to, Tensor y, tuple xs, int axis) except -1:
         """Each input is copied to its part of y, which has the axis too (concatenate) or gains it (stack)."""
         cdef Tensor x
         cdef char* at = y.data
@@ -546,19 +534,19 @@ cdef class Gate:
                 steps[k] = y.steps[d]
                 k += 1
         for x in xs:
-            lower_copy(now, new_view(y, x.rank, x.dims, steps, at), x)
+            lower_copy(to, new_view(y, x.rank, x.dims, steps, at), x)
             at += y.steps[axis] * (1 if new else x.dims[axis])
         return 0
 
-    cdef int place(self, Tensor y, Tensor x, dict params) except -1:
+    cdef int place(self, Executor to, Tensor y, Tensor x, dict params) except -1:
         """y = 0, then x is copied to the part of y that the parameters name."""
         cdef Py_ssize_t steps[MAX_DIMS]
         cdef int d = 0
-        lower_copy(now, y, scalar(0, y.kind) if is_float(y.kind) else wrap_array(np.zeros((), y.dtype)))
+        lower_copy(to, y, zero_of(y.kind))
         for step in params["strides"]:
             steps[d] = step
             d += 1
-        lower_copy(now, new_view(y, x.rank, x.dims, steps, y.data + <Py_ssize_t> params["offset"]), x)
+        lower_copy(to, new_view(y, x.rank, x.dims, steps, y.data + <Py_ssize_t> params["offset"]), x)
         return 0
 
 

@@ -138,8 +138,8 @@ cdef int lower_copy(Executor to, Tensor y, Tensor x) except -1:
     return lower_elementwise(to, copies[item_size(y.kind)], 1, 0, 2, operands, NULL)
 
 
-cdef int lower_reduce(Executor to, void* kernel, Tensor y, Tensor x, object axes, double divisor) except -1:
-    """y = x folded over `axes` (ascending), then divided. y is in C order."""
+cdef int lower_reduce(Executor to, void* kernel, Tensor y, Tensor x, object axes, bint average) except -1:
+    """y = x folded over `axes` (ascending); divided by the number of elements for an average. y is in C order."""
     cdef fb_instruction i
     cdef bint reduced[MAX_DIMS]
     cdef int d, at = 0
@@ -155,7 +155,7 @@ cdef int lower_reduce(Executor to, void* kernel, Tensor y, Tensor x, object axes
     i.outputs = 1
     i.run = <fb_run> kernel
     i.units = y.count
-    i.c[0] = divisor
+    i.c[0] = 1
     set_operand(&i, 0, y)
     set_operand(&i, 1, x)
     for d in range(x.rank):
@@ -176,6 +176,8 @@ cdef int lower_reduce(Executor to, void* kernel, Tensor y, Tensor x, object axes
             i.stride[0][at] = 0
             i.stride[1][at] = x.steps[d]
             at += 1
+            if average:
+                i.c[0] *= x.dims[d]
     i.ndim = i.kept + join(&i, i.kept, at)
     return to.put(&i, operands)
 

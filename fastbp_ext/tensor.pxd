@@ -56,6 +56,9 @@ cdef class Tensor:
 cdef int item_size(Dtype kind) noexcept nogil
 cdef bint is_float(Dtype kind) noexcept nogil
 cdef str dtype_name(Dtype kind)
+cdef Tensor blank(int rank, const Py_ssize_t* dims, Dtype kind)
+cdef Tensor blank_like(Tensor x, Dtype kind)
+cdef int give_memory(Tensor y) except -1
 cdef Tensor new_tensor(int rank, const Py_ssize_t* dims, Dtype kind)
 cdef Tensor new_like(Tensor x, Dtype kind)
 cdef Tensor new_view(Tensor x, int rank, const Py_ssize_t* dims, const Py_ssize_t* steps, char* data)

@@ -86,7 +86,7 @@ cdef _raise(str kind, what, got, expected, fix):
     raise errors.error(getattr(errors, kind), what, got=got, expected=expected, fix=fix)
 
 
-cdef Tensor _blank(int rank, const Py_ssize_t* dims, Dtype kind):
+cdef Tensor blank(int rank, const Py_ssize_t* dims, Dtype kind):
     """A tensor in C order with no memory yet."""
     cdef Tensor y = Tensor.__new__(Tensor)
     cdef Py_ssize_t step = item_size(kind)
@@ -104,7 +104,8 @@ cdef Tensor _blank(int rank, const Py_ssize_t* dims, Dtype kind):
     return y
 
 
-cdef int _give_memory(Tensor y) except -1:
+cdef int give_memory(Tensor y) except -1:
+    """Memory of y's own, its values not set."""
     cdef Py_ssize_t size = item_size(y.kind)
     if y.count * size <= INLINE_BYTES and not FB_DEBUG:
         y.data = y.inline_data
@@ -120,14 +121,14 @@ cdef int _give_memory(Tensor y) except -1:
 
 cdef Tensor new_tensor(int rank, const Py_ssize_t* dims, Dtype kind):
     """A tensor in C order whose values are not set."""
-    cdef Tensor y = _blank(rank, dims, kind)
-    _give_memory(y)
+    cdef Tensor y = blank(rank, dims, kind)
+    give_memory(y)
     return y
 
 
-cdef Tensor new_like(Tensor x, Dtype kind):
-    """A tensor of x's shape, laid out as x is where x has no gaps, else in C order."""
-    cdef Tensor y = _blank(x.rank, x.dims, kind)
+cdef Tensor blank_like(Tensor x, Dtype kind):
+    """A tensor of x's shape, laid out as x is where x has no gaps, else in C order; no memory yet."""
+    cdef Tensor y = blank(x.rank, x.dims, kind)
     cdef Py_ssize_t step = item_size(kind), size = item_size(x.kind)
     cdef Py_ssize_t steps[MAX_DIMS]
     cdef bint done[MAX_DIMS]
@@ -153,7 +154,13 @@ cdef Tensor new_like(Tensor x, Dtype kind):
             for d in range(x.rank):
                 y.steps[d] = steps[d]
             y.contiguous = False
-    _give_memory(y)
+    return y
+
+
+cdef Tensor new_like(Tensor x, Dtype kind):
+    """blank_like with memory."""
+    cdef Tensor y = blank_like(x, kind)
+    give_memory(y)
     return y
 
 
@@ -172,7 +179,7 @@ cdef bint _in_c_order(Tensor x) noexcept:
 
 cdef Tensor new_view(Tensor x, int rank, const Py_ssize_t* dims, const Py_ssize_t* steps, char* data):
     """A tensor over x's memory."""
-    cdef Tensor y = _blank(rank, dims, x.kind)
+    cdef Tensor y = blank(rank, dims, x.kind)
     cdef int d
     for d in range(rank):
         y.steps[d] = steps[d]
@@ -220,7 +227,7 @@ cdef Tensor wrap_array(object array):
         array = array.copy()
     for d in range(array.ndim):
         dims[d] = array.shape[d]
-    y = _blank(array.ndim, dims, KINDS[dtype])
+    y = blank(array.ndim, dims, KINDS[dtype])
     for d in range(y.rank):
         y.steps[d] = array.strides[d]
     y.contiguous = _in_c_order(y)
