@@ -15,6 +15,7 @@ from fastbp.gates import grouped as gate
 from fastbp.machine import get_num_threads, set_num_threads, show_config
 from fastbp.random import manual_seed
 from fastbp.serialization import load, save
+from fastbp.staged import staged
 from fastbp.tape import no_grad
 from fastbp.version import __version__
 from fastbp_ext.program import set_flush_denormal

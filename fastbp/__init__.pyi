@@ -22,6 +22,7 @@ from fastbp.machine import show_config as show_config
 from fastbp.random import manual_seed as manual_seed
 from fastbp.serialization import load as load
 from fastbp.serialization import save as save
+from fastbp.staged import staged as staged
 from fastbp.tape import no_grad as no_grad
 from fastbp.version import __version__ as __version__
 from fastbp_ext.gate import Gate

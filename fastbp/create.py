@@ -37,4 +37,4 @@ def randn(*shape, dtype="float32", requires_grad=False, name=None, rng=None):
 
 
 def _sizes(shape):
-    return shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape
+    return shape[0] if len(shape) == 1 and not hasattr(shape[0], "__index__") else shape

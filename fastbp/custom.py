@@ -1,4 +1,6 @@
 """Gates of a user's own, made of two NumPy functions."""
+import threading
+
 import numpy as np
 
 from fastbp.errors import ShapeError, error
@@ -32,14 +34,15 @@ def define_gate(name, forward, backward):
                         expected=f"{len(xs)}, one for each input", fix="return a tuple, None for no gradient")
         return found
 
-    last = []    # (dy, the gradients for it): the inputs ask one after the other
+    last = threading.local()    # (dy, y, the gradients): the inputs of a stage ask one after the other
 
     def vjp(dy, y, *xs, which):
-        if not last or last[0] is not dy:
-            last[:] = dy, run_backward(dy, y, *xs)
-        gradient = last[1][which]
+        memo = getattr(last, "memo", None)
+        if memo is None or memo[0] is not dy or memo[1] is not y:
+            last.memo = memo = (dy, y, run_backward(dy, y, *xs))
+        gradient = memo[2][which]
         if not any(x.requires_grad for x in xs[which + 1:]):
-            last.clear()
+            last.memo = None
         if gradient is None:
             return None
         made = _array(name, gradient, xs[which], xs[which].shape)

@@ -1,12 +1,14 @@
 """Gradients as functions, JAX's way: grad, value_and_grad; and the check of a gradient."""
 import functools
 import numbers
+import threading
 
 import numpy as np
 
 from fastbp.errors import GradcheckError, ShapeError, error
-from fastbp.gates.shape import transpose
+from fastbp.gates.shape import narrow, transpose
 from fastbp.tape import no_grad, ones_like, stages_of, walk
+from fastbp_ext.gate import clone
 from fastbp_ext.tensor import Tensor, empty, set_grad_enabled, tensor
 
 
@@ -28,6 +30,8 @@ def _argument(x):
             raise TypeError(f"grad: an argument is {type(x).__name__}: give tensors, arrays, numbers, or nested "
                             "lists, tuples and dicts of them; name the others out of argnums")
         x = tensor(x)
+    if x._weak:
+        x = narrow(x)    # a recorded Python number: as fb.tensor(number)
     if x.dtype.kind != "f":
         raise TypeError(f"grad: an argument of dtype {x.dtype} has no gradient: leave it out of argnums")
     if x.requires_grad:
@@ -36,14 +40,24 @@ def _argument(x):
     return x.detach().requires_grad_()
 
 
+_depth = threading.local()
+
+
+def differentiating():
+    """Whether this thread is inside a function that grad or value_and_grad differentiates."""
+    return getattr(_depth, "n", 0) > 0
+
+
 class _recording:
     """Gates record, whatever the mode outside."""
 
     def __enter__(self):
         self.before = set_grad_enabled(True)
+        _depth.n = getattr(_depth, "n", 0) + 1
 
     def __exit__(self, *exc_info):
         set_grad_enabled(self.before)
+        _depth.n -= 1
 
 
 def value_and_grad(fn, argnums=0, has_aux=False):
@@ -73,11 +87,16 @@ def value_and_grad(fn, argnums=0, has_aux=False):
         gradients, outer = _gradients(y, leaves)
         if not outer and isinstance(y, Tensor):
             y = y.detach()
-        by_leaf = {id(x): gradients.get(id(x)) for x in leaves}
+        taken = {id(x._root) for x in leaves}
 
         def of(x):
-            g = by_leaf[id(x)]
-            return _zeros(x) if g is None else g
+            g = gradients.get(id(x))
+            if g is None:
+                return _zeros(x)
+            if not outer and (not g._is_whole or id(g._root) in taken):    # the result is the caller's own
+                g = clone(g)
+            taken.add(id(g._root))
+            return g
 
         found = tuple(tree_map(of, args[i]) for i in wanted)
         return (y, aux) if has_aux else y, found if many else found[0]

@@ -1,8 +1,7 @@
 """Errors that say what was wrong, where, what came, what was expected, and one fix."""
+import contextlib
 import os
 import sys
-
-_PACKAGE = os.path.dirname(os.path.abspath(__file__))
 
 
 class ShapeError(ValueError):
@@ -25,9 +24,12 @@ def user_line() -> str:
     """File and line of the innermost frame outside this package, as "file.py:12"."""
     frame = sys._getframe(1)
     while frame is not None:
-        path = frame.f_code.co_filename
-        if not os.path.abspath(path).startswith(_PACKAGE + os.sep):
-            return f"{os.path.relpath(path) if os.path.exists(path) else path}:{frame.f_lineno}"
+        name = frame.f_globals.get("__name__", "")
+        if name != "fastbp" and not name.startswith("fastbp."):
+            path = frame.f_code.co_filename
+            with contextlib.suppress(OSError, ValueError):    # the working directory may be gone
+                path = os.path.relpath(path) if os.path.exists(path) else path
+            return f"{path}:{frame.f_lineno}"
         frame = frame.f_back
     return "unknown"
 

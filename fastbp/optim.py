@@ -4,7 +4,7 @@ What an update reads and writes stays where it is, so that a compiled program ca
 each parameter has a vector h of float64, its hyperparameters as the kernel reads them
 (fastbp_ext/kernels/update.pxi), and states laid out as the parameter. Setting `opt.lr` or an
 option of a group writes to h; `load_state_dict` writes to h and to the states. For each step a
-program does what `step` does with a parameter's `_plan`: `_advance` on h (for Adam: it counts
+program does what `step` does with a parameter's `_plan`: the `_clock` kernel on h (Adam counts
 the step and corrects the bias; h is all it needs), then the kernel, then the version of the
 parameter. A plan changes only where a group's momentum becomes 0 or stops being 0.
 """
@@ -15,8 +15,8 @@ import numbers
 import numpy as np
 
 from fastbp.errors import DtypeError, error
-from fastbp_ext.gate import clone, update
-from fastbp_ext.tensor import Tensor, empty
+from fastbp_ext.gate import clone, tick_state, update
+from fastbp_ext.tensor import Tensor, empty, get_recorder
 
 
 def _number(name, value, below=math.inf):
@@ -81,6 +81,7 @@ class Optimizer:
     _fixed = {}      # PyTorch's options that have one value here
     _length = 0      # of h
     _count = None    # where h counts the steps
+    _clock = None    # the kernel that counts them, and computes what depends on the count
     _states = ()     # PyTorch's names of the states that are laid out as the parameter
 
     def __init__(self, params, defaults):
@@ -120,28 +121,26 @@ class Optimizer:
     def _fill(h, group):
         """Write the group's options to h."""
 
-    @staticmethod
-    def _advance(h):
-        """What h needs before each update."""
-
     def _kernel(self, group):
         """The update kernel, and the names of the states that it takes behind the parameter."""
         raise NotImplementedError(f"{type(self).__name__} defines step() or _kernel()")
 
     def _plan(self, p, group):
-        """(kernel, states, h, h as a memoryview) of p's update; states that it lacks are made, 0."""
+        """(kernel, states, h) of p's update; states that it lacks are made, 0."""
         kernel, names = self._kernel(group)
-        h, view = self._vectors[p]
+        h = self._vectors[p][0]
         state = self._state_of(p, names) if names else {}
         for name in names:
             if state[name].dtype != p.dtype:
                 raise error(DtypeError, f"{type(self).__name__}: a parameter's dtype was changed",
                             got=f"{p.dtype}, its {name} {state[name].dtype}", expected="one dtype",
                             fix="make the optimizer after model.to(dtype)")
-        return kernel, (p, *(state[name] for name in names)), h, view
+        return kernel, (p, *(state[name] for name in names)), h
 
     def _state_of(self, p, names):
         """p's state; what it lacks is made: the count of steps, a part of h, and zeros laid out as p."""
+        if p not in self.state and get_recorder() is not None:
+            get_recorder().undo.append(lambda: self.state.pop(p, None))    # if the recording fails
         state = self.state[p]
         if self._count is not None and "step" not in state:
             state["step"] = self._vectors[p][0][self._count]
@@ -154,8 +153,9 @@ class Optimizer:
         """Update, in place, each parameter that has a gradient."""
         work = [(self._plan(p, group), p.grad) for group in self.param_groups for p in group["params"]
                 if p.grad is not None]
-        for (kernel, states, h, view), gradient in work:
-            self._advance(view)
+        for (kernel, states, h), gradient in work:
+            if self._clock is not None:
+                tick_state(self._clock, h)
             update(kernel, states, gradient, h)
 
     def zero_grad(self):
@@ -309,6 +309,7 @@ class Adam(Optimizer):
     _fixed = {"amsgrad": False, "maximize": False, "decoupled_weight_decay": False}
     _length = 9
     _count = 8
+    _clock = "adam_clock"
     _states = ("exp_avg", "exp_avg_sq")
 
     def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0):
@@ -319,12 +320,6 @@ class Adam(Optimizer):
         h[0], h[1], h[4] = group["lr"], group["weight_decay"], group["eps"]
         h[2], h[3] = group["betas"]
         h[5] = cls._fixed["decoupled_weight_decay"]
-
-    @staticmethod
-    def _advance(h):
-        t = h[8] = h[8] + 1
-        h[6] = h[0] / (1 - h[2] ** t)
-        h[7] = math.sqrt(1 - h[3] ** t)
 
     def _kernel(self, group):
         return "adam", self._states

@@ -6,7 +6,7 @@ rest are added in the reverse of that order.
 """
 import functools
 
-from fastbp.errors import ShapeError, error
+from fastbp.errors import DtypeError, ShapeError, error
 from fastbp.gates.arithmetic import add
 from fastbp.gates.shape import sum_to
 from fastbp_ext.gate import clone
@@ -20,11 +20,14 @@ class no_grad:
     ...     error = fb.mse_loss(model(x), y)
     """
 
+    def __init__(self):
+        self._before = []    # one for each time that it was entered and not yet left
+
     def __enter__(self):
-        self._before = set_grad_enabled(False)
+        self._before.append(set_grad_enabled(False))
 
     def __exit__(self, *exc_info):
-        set_grad_enabled(self._before)
+        set_grad_enabled(self._before.pop())
 
     def __call__(self, function):
         @functools.wraps(function)
@@ -47,6 +50,8 @@ def stages_of(roots):
         else:
             stages.append(t)
             stack.extend(t._inputs)
+            if t._gate.form == "copy" and t._gate.name == "staged":
+                t._gate.vjp[0]()    # raises: a replay leaves no graph
     stages.sort(key=lambda t: t._serial, reverse=True)
     return stages, leaves
 
@@ -164,6 +169,9 @@ def _seed(root, gradient):
     if gradient.shape != root.shape:
         raise error(ShapeError, "backward: the gradient has another shape than the tensor", got=gradient.shape,
                     expected=root.shape, fix="give d loss / d tensor, element for element")
+    if gradient.dtype != root.dtype:
+        raise error(DtypeError, "backward: the gradient has another dtype than the tensor", got=gradient.dtype,
+                    expected=root.dtype, fix="convert it: fb.tensor(g.numpy(), dtype=...)")
     return gradient
 
 

@@ -1,11 +1,13 @@
 """`fastbp train`: a two-layer ReLU net on images of digits, and the same epochs in NumPy."""
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 
 import fastbp as fb
 from fastbp import data, nn, optim
+from fastbp.errors import error
 
 
 def load(folder, seed):
@@ -17,7 +19,10 @@ def load(folder, seed):
     if train is not None and test is not None:
         return train, test
     X, y = train if train is not None else test
-    return hold_out(X, y, len(X) // 6, seed)
+    if len(X) < 2:
+        raise error(ValueError, "train: too few images", got=f"{len(X)} in {folder}", expected="2 or more",
+                    fix="give a folder with more images")
+    return hold_out(X, y, max(1, len(X) // 6), seed)
 
 
 def hold_out(X, y, n, seed):
@@ -122,6 +127,9 @@ def weights_of(model):
 
 def train(folder=None, epochs=None, batch_size=None, lr=None, hidden=None, seed=0, save=None, out=print):
     """What `fastbp train` does; the last epoch's test error is returned."""
+    if save is not None and not Path(save).resolve().parent.is_dir():
+        raise error(FileNotFoundError, "train: the weights can't be saved there", got=save,
+                    expected="a file in a folder that exists", fix="make the folder first")
     (X, y), (X_test, y_test) = load(folder, seed)
     small = X.shape[1] <= 64
     epochs = epochs or (40 if small else 5)
@@ -134,13 +142,13 @@ def train(folder=None, epochs=None, batch_size=None, lr=None, hidden=None, seed=
     out(f"{X.shape[1]}-{hidden}-{classes} ReLU net, SGD on cross-entropy, rate {lr:g}, batches of {batch_size}; "
         f"{len(X):,} images to train on, {len(X_test):,} to test")
     out(f"{'epoch':>5} {'train loss':>11} {'train error':>12} {'test loss':>10} {'test error':>11} {'images/s':>10}")
-    error = None
+    test_error = None
 
     def after_epoch(epoch, seconds):
-        nonlocal error
+        nonlocal test_error
         loss, train_error = evaluate(model, X, y)
-        test_loss, error = evaluate(model, X_test, y_test)
-        out(f"{epoch + 1:5d} {loss:11.4f} {train_error:12.2%} {test_loss:10.4f} {error:11.2%} "
+        test_loss, test_error = evaluate(model, X_test, y_test)
+        out(f"{epoch + 1:5d} {loss:11.4f} {train_error:12.2%} {test_loss:10.4f} {test_error:11.2%} "
             f"{len(X) / seconds:10,.0f}")
 
     ours = run_fastbp(model, X, y, epochs, batch_size, lr, seed, after_epoch)
@@ -151,4 +159,4 @@ def train(folder=None, epochs=None, batch_size=None, lr=None, hidden=None, seed=
     apart = max(float(np.abs(a - b).max()) for a, b in zip(weights_of(model), reached, strict=True))
     out(f"the same {epochs} epochs: fastbp {ours:.2f} s, NumPy {numpys:.2f} s, {numpys / ours:.1f} times as long; "
         f"weights differ by at most {apart:.1g}")
-    return error
+    return test_error

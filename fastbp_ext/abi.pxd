@@ -18,15 +18,16 @@ cdef extern from "abi.h" nogil:
         fb_run run
         fb_inner inner
         Py_ssize_t units
-        char* p[8]
+        Py_ssize_t work
+        char* p[10]
         double c[6]
         int32_t operands
         int32_t outputs
         int32_t ndim
         int32_t kept
-        uint8_t itemsize[8]
+        uint8_t itemsize[10]
         Py_ssize_t shape[12]
-        Py_ssize_t stride[8][12]
+        Py_ssize_t stride[10][12]
 
     unsigned fb_flush_begin(int flush)
     void fb_flush_end(int flush, unsigned mode)

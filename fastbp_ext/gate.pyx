@@ -9,11 +9,12 @@ from libc.string cimport memset
 
 from fastbp_ext.abi cimport FB_CONSTANTS, FB_OPERANDS
 from fastbp_ext.lower cimport (lower_copy, lower_elementwise, lower_product, lower_reduce, lower_rows,
-                               lower_scatter, lower_take)
+                               lower_scatter, lower_state, lower_take)
 from fastbp_ext.program cimport Executor, now
 from fastbp_ext.tensor cimport (BOOL, FLOAT32, FLOAT64, INT8, INT16, INT32, INT64, MAX_DIMS, UINT8, UINT16, UINT64,
                                 Dtype, Tensor, blank, blank_like, dtype_name, give_memory, grad_enabled, integer,
-                                is_float, item_size, new_like, new_tensor, new_view, scalar, set_stage, wrap_array)
+                                is_float, item_size, make_abstract, new_like, new_tensor, new_view, recorder,
+                                recording, scalar, set_stage, staging_error, wrap_array)
 
 import operator
 import types
@@ -39,11 +40,12 @@ cdef enum Form:
     SCATTER
     JOIN
     PLACE
+    NARROWED
     CUSTOM
 
 FORMS = {"elementwise": ELEMENTWISE, "view": VIEW, "copy": COPY, "reduce": REDUCE, "reduce one": REDUCE_ONE,
          "product": PRODUCT, "rows": ROWS, "take": TAKE, "scatter": SCATTER, "join": JOIN, "place": PLACE,
-         "custom": CUSTOM}
+         "narrow": NARROWED, "custom": CUSTOM}
 
 
 cdef _raise(str kind, str what, got, expected, fix):
@@ -67,6 +69,8 @@ cdef Tensor as_tensor(str gate, object x, int kind):
                 _raise("DtypeError", f"{gate}: integers and {x!r} do not mix", f"int64 and {type(x).__name__}",
                        "one of them", "convert the integers: fb.tensor(y.numpy().astype('float32'))")
             return integer(int(x))
+        if kind >= 0 and not is_float(<Dtype> kind):
+            return wrap_array(np.asarray(x).astype(dtype_name(<Dtype> kind)))
         return scalar(float(x), <Dtype> kind if kind >= 0 else FLOAT32)
     if isinstance(x, np.ndarray):
         return wrap_array(x)
@@ -86,6 +90,8 @@ cdef tuple as_floats(Gate gate, tuple args):
     for arg in args:
         if isinstance(arg, Tensor):
             x = <Tensor> arg
+            if x.weak:
+                return weak_floats(gate, args)
             if kind < 0:
                 kind = x.kind
             numbers = numbers and <int> x.kind == kind
@@ -96,6 +102,25 @@ cdef tuple as_floats(Gate gate, tuple args):
         return args if ready else tuple(
             [arg if isinstance(arg, Tensor) else scalar(float(arg), <Dtype> kind) for arg in args])
     return mixed(gate, args)
+
+
+cdef tuple weak_floats(Gate gate, tuple args):
+    """as_floats where one is a recorded Python number: it takes the dtype that it meets.
+
+    Among numbers alone it is float64, as Python computes, and so is what comes of them.
+    """
+    cdef list xs = [arg for arg in args if not is_weak(arg) and not (isinstance(arg, Tensor) and (<Tensor> arg).weak)]
+    cdef int kind = (<Tensor> as_floats(gate, tuple(xs))[0]).kind if xs else -1
+    cdef Tensor x
+    xs = []
+    for arg in args:
+        x = as_tensor(gate.name, arg, kind if kind >= 0 else FLOAT64)
+        if x.weak and kind == FLOAT32:
+            x = NARROW[0](x)
+        elif not isinstance(arg, Tensor):
+            x.weak = kind < 0 and x.rank == 0
+        xs.append(x)
+    return tuple(xs)
 
 
 cdef tuple mixed(Gate gate, tuple args):
@@ -185,11 +210,13 @@ cdef bint walkable(Tensor x) noexcept:
 
 
 cdef list COPIES = []    # the gate that copies: a row of fastbp.gates, as all are
+cdef list NARROW = []    # the gate that rounds a recorded Python number to float32
 
 
-def set_copy_gate(gate):
-    """The gate by which an operand that a kernel can't walk is copied: a stage like any other."""
-    COPIES[:] = [gate]
+def set_engine_gates(copy, narrow):
+    """The rows by which operands are made fit: copied where a kernel can't walk them, rounded to float32."""
+    COPIES[:] = [copy]
+    NARROW[:] = [narrow]
 
 
 cdef Tensor zero_of(Dtype kind):
@@ -273,6 +300,9 @@ cdef class Gate:
                 return self.map(args, kwargs)
             return self.map(args, self.constants)
         if self.loop == REDUCE or self.loop == REDUCE_ONE:
+            if len(args) == 1 and (len(kwargs) == 1 and ("axis" in kwargs or "keepdims" in kwargs)
+                                   or len(kwargs) == 2 and "axis" in kwargs and "keepdims" in kwargs):
+                return self.fold(args[0], kwargs.get("axis"), kwargs.get("keepdims", False))
             if kwargs or not 1 <= len(args) <= 3:
                 try:
                     bound = self.__signature__.bind(*args, **kwargs).arguments
@@ -317,10 +347,24 @@ cdef class Gate:
 
     cdef Dtype kind_of(self, Tensor x):
         """The output's dtype."""
-        return <Dtype> self.result if self.result >= 0 else x.kind
+        return <Dtype> self.result if self.result >= 0 else FLOAT32 if self.loop == NARROWED else x.kind
 
     cdef Tensor apply(self, Tensor y, tuple xs, dict params):
-        """Compute y, which has no memory yet, and put the stage on the tape."""
+        """Compute y, which has no memory yet, and put the stage on the tape; or record the stage."""
+        cdef Tensor x
+        cdef bint follows = False
+        if recording():
+            make_abstract(y)
+            if self.differentiable and grad_enabled():
+                for x in xs:
+                    follows = follows or x.needs_grad
+            set_stage(y, self, xs, params)
+            y.needs_grad = follows
+            y.weak = self.loop == ELEMENTWISE
+            for x in xs:
+                y.weak = y.weak and x.weak
+            recorder().add(y)
+            return y
         give_memory(y)
         self.lower(now, y, xs, params)
         return self.record(y, xs, params)
@@ -333,6 +377,11 @@ cdef class Gate:
                     set_stage(y, self, xs, params)
                     break
         return y
+
+    def lower_to(self, Executor to, Tensor y):
+        """Hand the instructions of the recorded stage y to a program."""
+        if self.loop != VIEW:
+            self.lower(to, y, y._inputs, y._params)
 
     cdef int lower(self, Executor to, Tensor y, tuple xs, dict params) except -1:
         """Hand the instructions that compute y = gate(*xs, **params) to an executor."""
@@ -360,6 +409,10 @@ cdef class Gate:
             return lower_product(to, kernel, y, x, <Tensor> xs[1])
         if self.loop == COPY:
             return lower_copy(to, y, x)
+        if self.loop == NARROWED:
+            operands[0] = <void*> y
+            operands[1] = <void*> x
+            return lower_elementwise(to, self.kernels[2], 1, 0, 2, operands, NULL)
         if self.loop == TAKE:
             return lower_take(to, y, x, xs[1:], params["axis"])
         if self.loop == SCATTER:
@@ -441,12 +494,15 @@ cdef class Gate:
     cdef Tensor general(self, tuple args, dict kwargs):
         """A gate with a rule: the rule gives the output's shape and the parameters."""
         cdef tuple xs
-        cdef Tensor x
+        cdef Tensor x, y
         cdef Py_ssize_t dims[MAX_DIMS]
         cdef Py_ssize_t steps[MAX_DIMS]
         cdef int n = len(self.inputs), k, rank
         cdef dict params
         if self.loop == JOIN:
+            if not args:
+                bound = self.__signature__.bind(*args, **kwargs)
+                args, kwargs = bound.args, bound.kwargs
             xs = tuple(args[0])
             args = (None,) + args[1:]
             n = 1
@@ -469,6 +525,8 @@ cdef class Gate:
         else:
             xs = as_floats(self, xs)
         if self.loop == CUSTOM:
+            if kwargs or not args:
+                raise TypeError(f"{self.name}: a gate of NumPy functions takes its inputs by place, one at least")
             return self.record(wrap_array(self.rule(*xs)), xs, NOTHING)
         if self.loop == JOIN:
             if not xs:
@@ -488,7 +546,8 @@ cdef class Gate:
         if self.loop == VIEW:
             k = rank - 1
             if plan[1] is None:     # in C order, as x is
-                steps[k] = item_size(x.kind)
+                if rank:
+                    steps[k] = item_size(x.kind)
                 while k > 0:
                     steps[k - 1] = steps[k] * dims[k]
                     k -= 1
@@ -497,7 +556,13 @@ cdef class Gate:
                 for step in plan[1]:
                     steps[k] = step
                     k += 1
-            return self.record(new_view(x, rank, dims, steps, x.data + <Py_ssize_t> plan[2]), xs, params)
+            y = self.record(new_view(x, rank, dims, steps, x.data + <Py_ssize_t> plan[2]), xs, params)
+            if y.abstract and y._gate is None:    # listings show views that need no gradient too
+                set_stage(y, self, xs, params)
+                y.needs_grad = False
+            if y.abstract:
+                recorder().add(y)
+            return y
         if self.loop == ROWS or self.loop == SCATTER:
             for item in xs:
                 if not (<Tensor> item).contiguous:
@@ -571,6 +636,11 @@ cdef Tensor to_int64(Tensor x):
     """An integer or bool tensor as contiguous int64."""
     cdef Tensor y
     cdef Py_ssize_t n
+    if x.abstract:
+        if x.kind != INT64:
+            raise staging_error(f"a recorded {dtype_name(x.kind)} tensor can't be compared",
+                                "give the staged function int64: y.astype('int64')")
+        return x
     if not x.contiguous:
         x = copy_of(x)
     if x.kind == INT64:
@@ -581,33 +651,39 @@ cdef Tensor to_int64(Tensor x):
     return y
 
 
-def as_index(Tensor x, Py_ssize_t size, str gate, str what, bint wrap=True, ignored=None):
+def as_index(Tensor x, Py_ssize_t size, str gate, str what, bint wrap=True, ignored=None, fill=None,
+             Tensor out=None):
     """Labels or indices as contiguous int64 in [0, size), checked; negative ones count from the end.
 
-    With wrap=False negative ones are errors, but for `ignored`. Returned are the indices, and
-    whether one of them is ignored. IndexError names the place and the value; DtypeError: x is
-    not an integer tensor.
+    With wrap=False negative ones are errors, but for `ignored`, which become `fill`, or -1.
+    Returned are the indices (in `out` if it is given), and whether one of them is ignored.
+    IndexError names the place and the value; DtypeError: x is not an integer tensor.
     """
-    cdef Py_ssize_t n
-    cdef int64_t value, ignore = -1 if ignored is None else ignored
+    cdef Py_ssize_t n, step = item_size(x.kind)
+    cdef int64_t value, ignore = -1 if ignored is None else ignored, instead = -1 if fill is None else fill
     cdef bint may_ignore = ignored is not None, found = False
-    cdef Tensor whole, y
     if is_float(x.kind) or x.kind == BOOL:
         _raise("DtypeError", f"{gate}: {what} are integers", f"dtype {dtype_name(x.kind)}, shape {x.shape}",
                "an integer dtype", "convert them: np.asarray(y).astype('int64')")
-    whole = to_int64(x)    # uint64 beyond int64 becomes negative, and is refused below or out of range
-    y = new_tensor(whole.rank, whole.dims, INT64)
+    if recording():
+        return recorder().index(x, (size, gate, what, wrap, ignored, fill))
+    if not x.contiguous:
+        x = copy_of(x)
+    if out is None:
+        out = new_tensor(x.rank, x.dims, INT64)
     for n in range(x.count):
-        value = (<int64_t*> whole.data)[n]
-        if may_ignore and value == ignore:
+        value = read_int(x.data + n * step, x.kind)
+        if may_ignore and value == ignore and not (x.kind == UINT64 and value < 0):
             found = True
+            value = instead
         else:
+            # uint64 beyond int64 becomes negative, and is refused as that.
             if wrap and value < 0 and x.kind != UINT64:
                 value += size
             if value < 0 or value >= size:
-                _out_of_range(x, n, (<int64_t*> whole.data)[n], size, gate, what, wrap)
-        (<int64_t*> y.data)[n] = value
-    return y, found
+                _out_of_range(x, n, read_int(x.data + n * step, x.kind), size, gate, what, wrap)
+        (<int64_t*> out.data)[n] = value
+    return out, found
 
 
 cdef _out_of_range(Tensor x, Py_ssize_t n, int64_t value, Py_ssize_t size, str gate, str what, bint wrap):
@@ -621,28 +697,73 @@ cdef _out_of_range(Tensor x, Py_ssize_t n, int64_t value, Py_ssize_t size, str g
         fix="check them: they count from 0" if not wrap else "check the index against the size of that axis")
 
 
+cdef class Update:
+    """A stage that changes memory in place: kernel(outputs..., inputs..., hyperparameters).
+
+    The outputs are read too. `hyper` holds float64 hyperparameters, handed over as they are.
+    """
+    cdef readonly str kernel
+    cdef readonly tuple outputs
+    cdef readonly tuple inputs
+    cdef readonly Tensor hyper
+
+    def __init__(self, str kernel, tuple outputs, tuple inputs, Tensor hyper):
+        self.kernel = kernel
+        self.outputs = outputs
+        self.inputs = inputs
+        self.hyper = hyper
+
+    def __repr__(self):
+        return f"<{self.kernel} of {', '.join([str(x.shape) for x in self.outputs]) or 'its clock'}>"
+
+    def lower_to(self, Executor to):
+        """Hand the instruction to an executor."""
+        cdef void* operands[FB_OPERANDS]
+        cdef int n = 0
+        cdef Tensor w
+        if not self.outputs:
+            lower_state(to, <void*> <size_t> TABLE["int64"][self.kernel], self.hyper)
+            return
+        for item in (*self.outputs, *self.inputs, self.hyper):
+            operands[n] = <void*> item
+            n += 1
+        w = <Tensor> self.outputs[0]
+        lower_elementwise(to, <void*> <size_t> TABLE[dtype_name(w.kind)][self.kernel], len(self.outputs), 1, n,
+                          operands, NULL)
+
+    cdef run(self):
+        """Now; or, where a function is recorded, at each replay."""
+        cdef Tensor x
+        if recording():
+            recorder().add(self)
+            return
+        self.lower_to(now)
+        for x in self.outputs:
+            x._changed()
+
+
 def update(str kernel, tuple states, Tensor gradient, Tensor hyper):
     """An optimizer's update of `states`, in place; `hyper` holds float64 hyperparameters."""
-    cdef void* operands[8]
-    cdef int k = 0
     cdef Tensor w = <Tensor> states[0]
     cdef Tensor x
     for x in (*states, gradient):
         if x.kind != w.kind or x.shape != w.shape or x is not gradient and (x.read_only or x._repeats()):
             raise ValueError(f"{kernel}: {dtype_name(x.kind)} {x.shape} can't be part of an update of "
                              f"{dtype_name(w.kind)} {w.shape}, or can't be written")
-    for item in states:
-        operands[k] = <void*> item
-        k += 1
-    operands[k] = <void*> gradient
-    operands[k + 1] = <void*> hyper
-    lower_elementwise(now, <void*> <size_t> TABLE[dtype_name(w.kind)][kernel], k, 1, k + 2, operands, NULL)
-    w._changed()
+    Update(kernel, states, (gradient,), hyper).run()
+
+
+def tick_state(str kernel, Tensor hyper):
+    """What an optimizer does to its hyperparameters once a step, by a kernel of its own."""
+    Update(kernel, (), (), hyper).run()
 
 
 def clone(Tensor x):
-    """A copy with a memory of its own, laid out as x is; nothing is recorded."""
-    cdef Tensor y = new_like(x, x.kind)
+    """A copy with a memory of its own, laid out as x is; no stage. A recorded tensor is its own copy."""
+    cdef Tensor y
+    if x.abstract:
+        return x
+    y = new_like(x, x.kind)
     lower_copy(now, y, x)
     return y
 

@@ -4,7 +4,7 @@ Operands are the tensors themselves, outputs first. Shapes were checked before: 
 can fail. Dimensions that lie one behind the other in every operand are joined, so that most
 instructions have one dimension, or two.
 """
-from fastbp_ext.abi cimport FB_CONSTANTS, fb_inner, fb_instruction, fb_run
+from fastbp_ext.abi cimport FB_CONSTANTS, FB_OPERANDS, fb_inner, fb_instruction, fb_run
 from fastbp_ext.program cimport Executor
 from fastbp_ext.tensor cimport MAX_DIMS, Tensor, item_size
 
@@ -92,7 +92,7 @@ cdef int lower_elementwise(Executor to, void* kernel, int outputs, int pointers,
     i.outputs = outputs
     i.kept = 0
     i.inner = <fb_inner> kernel
-    i.units = y.count
+    i.units = i.work = y.count
     for k in range(FB_CONSTANTS):
         i.c[k] = c[k] if c != NULL else 0
     for k in range(n):
@@ -155,6 +155,7 @@ cdef int lower_reduce(Executor to, void* kernel, Tensor y, Tensor x, object axes
     i.outputs = 1
     i.run = <fb_run> kernel
     i.units = y.count
+    i.work = x.count
     i.c[0] = 1
     set_operand(&i, 0, y)
     set_operand(&i, 1, x)
@@ -217,6 +218,7 @@ cdef int lower_product(Executor to, void* kernel, Tensor y, Tensor x, Tensor w) 
     i.stride[2][d + 1] = w.steps[w.rank - 1]
     i.stride[2][d + 2] = w.steps[w.rank - 2]
     i.units = y.count // y.dims[batch + 1] if y.dims[batch + 1] else 0
+    i.work = y.count * i.shape[d + 2]
     return to.put(&i, operands)
 
 
@@ -243,6 +245,7 @@ cdef int lower_rows(Executor to, void* kernel, int n, void** operands, const dou
     i.shape[0] = rows
     i.shape[1] = columns
     i.units = rows
+    i.work = rows * columns
     for k in range(FB_CONSTANTS):
         i.c[k] = c[k]
     for k in range(n):
@@ -292,7 +295,7 @@ cdef int index_space(fb_instruction* i, Tensor rows, Tensor block, int moved, tu
 cdef int lower_take(Executor to, Tensor y, Tensor x, tuple indices, int axis) except -1:
     """y[m, ...] = x[indices at axis ..., ...]: the index's dimension comes first."""
     cdef fb_instruction i
-    cdef void* operands[8]
+    cdef void* operands[FB_OPERANDS]
     cdef int k
     operands[0] = <void*> y
     operands[1] = <void*> x
@@ -303,13 +306,14 @@ cdef int lower_take(Executor to, Tensor y, Tensor x, tuple indices, int axis) ex
     index_space(&i, y, x, 1, indices, axis)
     i.run = take
     i.units = i.shape[0]
+    i.work = y.count
     return to.put(&i, operands)
 
 
 cdef int lower_scatter(Executor to, void* kernel, Tensor y, Tensor dy, tuple indices, int axis) except -1:
     """y = 0, then y[indices at axis ..., ...] += dy[m, ...]."""
     cdef fb_instruction i
-    cdef void* operands[8]
+    cdef void* operands[FB_OPERANDS]
     cdef int k
     operands[0] = <void*> y
     operands[1] = <void*> dy
@@ -318,5 +322,24 @@ cdef int lower_scatter(Executor to, void* kernel, Tensor y, Tensor dy, tuple ind
     index_space(&i, dy, y, 0, indices, axis)
     i.run = <fb_run> kernel
     i.units = 1
+    i.work = y.count + dy.count
     i.c[0] = y.count
+    return to.put(&i, operands)
+
+
+cdef int lower_state(Executor to, void* kernel, Tensor h) except -1:
+    """kernel(h), once: a small vector of an optimizer's state."""
+    cdef fb_instruction i
+    cdef void* operands[1]
+    operands[0] = <void*> h
+    i.operands = 1
+    i.outputs = 1
+    i.kept = 0
+    i.ndim = 1
+    i.shape[0] = h.count
+    set_operand(&i, 0, h)
+    i.stride[0][0] = i.itemsize[0]
+    i.run = <fb_run> kernel
+    i.units = 1
+    i.work = 1
     return to.put(&i, operands)

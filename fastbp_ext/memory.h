@@ -42,7 +42,7 @@ static inline int fb_guards_whole(const char *data) {
 }
 
 /* What each thread has of its own. */
-typedef struct { int no_grad; void *group; } fb_thread;
+typedef struct { int no_grad; void *group; void *recorder; } fb_thread;
 static _Thread_local fb_thread fb_this_thread;
 
 #endif

@@ -36,6 +36,8 @@ cdef class Tensor:
     cdef bint read_only
     cdef bint owns                        # data is to be released
     cdef bint needs_grad
+    cdef bint weak                        # a recorded Python number: it takes the dtype that it meets
+    cdef bint abstract                    # recorded: a shape and a dtype without values
     cdef bint consumed                    # a backward went through this stage
     cdef object owner                     # keeps data alive where another has it
     cdef uint64_t version                 # when it was last changed in place
@@ -59,6 +61,7 @@ cdef str dtype_name(Dtype kind)
 cdef Tensor blank(int rank, const Py_ssize_t* dims, Dtype kind)
 cdef Tensor blank_like(Tensor x, Dtype kind)
 cdef int give_memory(Tensor y) except -1
+cdef Tensor make_abstract(Tensor y)
 cdef Tensor new_tensor(int rank, const Py_ssize_t* dims, Dtype kind)
 cdef Tensor new_like(Tensor x, Dtype kind)
 cdef Tensor new_view(Tensor x, int rank, const Py_ssize_t* dims, const Py_ssize_t* steps, char* data)
@@ -70,3 +73,10 @@ cdef uint64_t tick() noexcept nogil
 cdef Memory memory_of(Tensor x)
 cdef bint guards_whole(Tensor x)
 cdef void set_stage(Tensor y, object gate, tuple inputs, dict params)
+cdef bint recording() noexcept nogil
+cdef object recorder()
+cdef object staging_error(str what, str fix)
+
+cdef enum:
+    # Where an abstract tensor's memory would begin: what is added to it is an offset.
+    NOWHERE = 1 << 40

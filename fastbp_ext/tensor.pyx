@@ -1,5 +1,6 @@
 """Tensor: a view of memory, and the stage that made it."""
-from cpython.buffer cimport PyBUF_WRITABLE
+from cpython.buffer cimport (PyBUF_ANY_CONTIGUOUS, PyBUF_C_CONTIGUOUS, PyBUF_F_CONTIGUOUS, PyBUF_FORMAT, PyBUF_ND,
+                             PyBUF_STRIDES, PyBUF_WRITABLE, PyBuffer_IsContiguous)
 from cpython.object cimport PyObject, PyTypeObject
 from libc.stdint cimport int64_t, uint64_t
 from libc.stdio cimport fprintf, stderr
@@ -18,7 +19,11 @@ cdef extern from "memory.h" nogil:
     ctypedef struct fb_thread:
         int no_grad
         void* group
+        void* recorder
     fb_thread fb_this_thread
+
+cdef extern from * nogil:
+    bint mul_overflows "__builtin_mul_overflow"(Py_ssize_t a, Py_ssize_t b, Py_ssize_t* product)
 
 cdef extern from "Python.h":
     void PyType_Modified(PyTypeObject* type)
@@ -80,6 +85,36 @@ def set_group(group):
     return before
 
 
+cdef bint recording() noexcept nogil:
+    """Whether gates of this thread are recorded and not run."""
+    return fb_this_thread.recorder != NULL
+
+
+cdef object recorder():
+    return <object> <PyObject*> fb_this_thread.recorder
+
+
+def set_recorder(new):
+    """Gates of this thread go to `new.stages` from now on and compute nothing; None: they run.
+
+    The former recorder is returned. The caller keeps the new one alive.
+    """
+    before = recorder() if recording() else None
+    fb_this_thread.recorder = <void*> new if new is not None else NULL
+    return before
+
+
+def get_recorder():
+    """The recorder of this thread, or None."""
+    return recorder() if recording() else None
+
+
+cdef object staging_error(str what, str fix):
+    from fastbp import errors
+    return errors.error(errors.StagingError, what, got="a tensor of a function that is being recorded",
+                        expected="no use of its values: they are not there yet", fix=fix)
+
+
 cdef _raise(str kind, what, got, expected, fix):
     # The package's errors know the user's line. They stand above this module.
     from fastbp import errors
@@ -98,8 +133,12 @@ cdef Tensor blank(int rank, const Py_ssize_t* dims, Dtype kind):
     while d >= 0:
         y.dims[d] = dims[d]
         y.steps[d] = step
+        if dims[d] < 0:
+            _raise("ShapeError", "a size is negative", got=tuple([dims[d] for d in range(rank)]),
+                   expected="sizes of 0 or more", fix="give the size itself")
+        if mul_overflows(step, dims[d], &step):
+            raise MemoryError("a tensor of this shape does not fit the address space")
         y.count *= dims[d]
-        step *= dims[d]
         d -= 1
     return y
 
@@ -110,8 +149,6 @@ cdef int give_memory(Tensor y) except -1:
     if y.count * size <= INLINE_BYTES and not FB_DEBUG:
         y.data = y.inline_data
         return 0
-    if y.count > (<Py_ssize_t> ((<size_t> -1) >> 1)) // size:
-        raise MemoryError(f"a tensor of shape {y.shape} does not fit the address space")
     y.data = fb_allocate(y.count * size)
     if y.data == NULL:
         raise MemoryError(f"no memory for a tensor of shape {y.shape} ({y.count * size} bytes)")
@@ -187,6 +224,51 @@ cdef Tensor new_view(Tensor x, int rank, const Py_ssize_t* dims, const Py_ssize_
     y.data = data
     y.owner = x.root()
     y.read_only = x.read_only
+    y.abstract = x.abstract
+    return y
+
+
+def abstract_tensor(shape, dtype, bint requires_grad=False, bint weak=False, name=None):
+    """A tensor in C order without values: an input of a function that is being recorded.
+
+    weak: it stands for a Python number.
+    """
+    cdef Tensor y
+    cdef Py_ssize_t dims[MAX_DIMS]
+    cdef int rank = 0
+    for size in shape:
+        dims[rank] = size
+        rank += 1
+    y = make_abstract(blank(rank, dims, _dtype_kind(dtype)))
+    y.needs_grad = requires_grad
+    y.weak = weak
+    y.name = name
+    return y
+
+
+def seen_in(Tensor x, Tensor memory):
+    """The recorded tensor x where the memory that it is a view of is `memory`'s."""
+    return new_view(memory, x.rank, x.dims, x.steps, memory.data + (x.data - <char*> <size_t> NOWHERE))
+
+
+def result_of(Tensor x, Tensor memory, end):
+    """A result: the recorded tensor x in memory of its own; `end` is the gate that ends its graph, or None."""
+    cdef Tensor y = memory
+    cdef int d
+    if x.root() is x:
+        y.contiguous = x.contiguous
+        for d in range(x.rank):
+            y.steps[d] = x.steps[d]
+    else:
+        y = seen_in(x, memory)
+    if end is not None:
+        set_stage(y, end, (y.detach(),), {})
+    return y
+
+
+cdef Tensor make_abstract(Tensor y):
+    y.abstract = True
+    y.data = <char*> <size_t> NOWHERE
     return y
 
 
@@ -286,6 +368,12 @@ cdef class Tensor:
         if type(self) is Tensor:
             raise TypeError("a Tensor is made by fb.tensor(data), fb.from_numpy(array), fb.zeros(...) and so on")
 
+    def __cinit__(self):
+        # A 0-d zero until it is given more: Tensor() and Tensor.__new__(cls) are safe to use.
+        self.data = self.inline_data
+        self.count = 1
+        self.contiguous = True
+
     def __dealloc__(self):
         if self.owns:
             if FB_DEBUG and not fb_guards_whole(self.data):
@@ -338,7 +426,7 @@ cdef class Tensor:
     @property
     def is_leaf(self):
         """Whether no gate on the tape made it."""
-        return self._gate is None
+        return self._gate is None or not self.needs_grad
 
     @property
     def requires_grad(self):
@@ -361,6 +449,8 @@ cdef class Tensor:
     @property
     def grad(self):
         """The gradient that `backward` accumulated: a Tensor of the same shape, or None."""
+        if recording():
+            return recorder().grad_of(self, self.gradient)
         return self.gradient
 
     @grad.setter
@@ -376,12 +466,35 @@ cdef class Tensor:
             if g.kind != self.kind:
                 _raise("DtypeError", "a gradient has the dtype of its tensor", got=g.dtype,
                        expected=self.dtype, fix="assign a gradient of that dtype")
-        self.gradient = value
+        if recording():
+            recorder().set_grad(self, value)
+        else:
+            self.gradient = value
 
     @property
     def _version(self):
         """When the memory was last changed in place, on the clock of `_serial`."""
         return self.root().version
+
+    @property
+    def _abstract(self):
+        """Whether it is recorded: a shape and a dtype without values."""
+        return self.abstract
+
+    @property
+    def _weak(self):
+        """Whether it stands for a Python number while a function is recorded."""
+        return self.weak
+
+    @property
+    def _address(self):
+        """Where the first element lies."""
+        return <size_t> self.data
+
+    @property
+    def _offset(self):
+        """Bytes from the first element of the memory's owner to this one's."""
+        return self.data - self.root().data
 
     @property
     def _stale(self):
@@ -427,26 +540,42 @@ cdef class Tensor:
     # --- its values
 
     def __getbuffer__(self, Py_buffer* buffer, int flags):
+        if self.abstract:
+            raise BufferError("a recorded tensor has no values")
         if flags & PyBUF_WRITABLE and self.read_only:
             raise BufferError("the tensor shares a read-only array")
-        # A tensor of a subclass may adopt other memory: what it lends stays with the memory it had.
-        cdef Tensor x = self
-        if type(self) is not Tensor:
-            x = new_view(self, self.rank, self.dims, self.steps, self.data)
-        buffer.buf = x.data
-        buffer.obj = x
-        buffer.len = x.count * item_size(x.kind)
-        buffer.readonly = x.read_only
-        buffer.itemsize = item_size(x.kind)
-        buffer.format = FORMATS[<int> x.kind]
-        buffer.ndim = x.rank
-        buffer.shape = x.dims
-        buffer.strides = x.steps
+        cdef Tensor lent = self
+        if (flags & PyBUF_STRIDES) != PyBUF_STRIDES and not self.contiguous:
+            raise BufferError("the tensor is not C-contiguous")
+        buffer.buf = self.data
+        buffer.len = self.count * item_size(self.kind)
+        buffer.readonly = self.read_only
+        buffer.itemsize = item_size(self.kind)
+        buffer.format = FORMATS[<int> self.kind] if flags & PyBUF_FORMAT else NULL
+        buffer.ndim = self.rank
+        buffer.shape = self.dims
+        buffer.strides = self.steps
         buffer.suboffsets = NULL
+        for wanted, order in ((PyBUF_C_CONTIGUOUS, b'C'), (PyBUF_F_CONTIGUOUS, b'F'), (PyBUF_ANY_CONTIGUOUS, b'A')):
+            if (flags & wanted) == wanted and not PyBuffer_IsContiguous(buffer, <char> (<bytes> order)[0]):
+                raise BufferError("the tensor does not lie in the order that is asked for")
+        # A tensor of a subclass may adopt other memory, of another shape: what is lent stays as it is.
+        if type(self) is not Tensor:
+            lent = new_view(self, self.rank, self.dims, self.steps, self.data)
+            buffer.shape = lent.dims
+            buffer.strides = lent.steps
+        if (flags & PyBUF_STRIDES) != PyBUF_STRIDES:
+            buffer.strides = NULL
+        if not flags & PyBUF_ND:
+            buffer.shape = NULL
         buffer.internal = NULL
+        buffer.obj = lent
 
     def numpy(self):
         """A NumPy array over the same memory. Writing through it is seen by no version check."""
+        if self.abstract:
+            raise staging_error("numpy(): a recorded tensor has no values",
+                                "use fastbp's gates inside a staged function, and NumPy outside")
         return np.asarray(memoryview(self))
 
     def __array__(self, dtype=None, copy=None):
@@ -466,6 +595,9 @@ cdef class Tensor:
 
     def item(self):
         """The one element, as a Python number."""
+        if self.abstract:
+            raise staging_error("a recorded tensor has no value to branch on or to convert",
+                                "choose with fb.where(condition, x, y), or return the tensor and look at it outside")
         if self.count != 1:
             raise RuntimeError(f"item() takes a tensor of one element, this has shape {self.shape}")
         if self.kind == FLOAT32:
@@ -502,6 +634,8 @@ cdef class Tensor:
         return <Py_ssize_t> <void*> self >> 4
 
     def __repr__(self):
+        if self.abstract:
+            return f"tensor(recorded, shape={self.shape}, dtype={self.dtype})"
         text = np.array2string(self.numpy(), separator=", ", prefix="tensor(")
         notes = "" if self.kind == FLOAT32 and self.count else f", dtype={self.dtype}"
         if self.name is not None:
@@ -530,6 +664,9 @@ cdef class Tensor:
         """
         if self.read_only:
             raise ValueError("copy_: the tensor shares a read-only array; copy it first: fb.tensor(a)")
+        if self._gate is not None:
+            raise RuntimeError("copy_: a gate made this tensor, and its gradient would flow to the old values: "
+                               "use detach() or a new tensor")
         array = np.asarray(source)
         try:
             fits = np.broadcast_shapes(array.shape, self.shape) == self.shape

@@ -311,3 +311,42 @@ def test_gate_groups_a_function():
     z.backward()
     assert abs(x.grad.item() - 6 * 0.10499358540350662) < 1e-12
     assert re.match("y = sigmoid", neuron.__doc__)
+
+
+def test_define_gate_at_a_fork_and_over_its_own_input():
+    g = fb.define_gate("g", lambda x, w: x * x * w, lambda dy, y, x, w: (dy * 2 * x * w, dy * x * x))
+    w = fb.tensor([3.0], requires_grad=True)
+    assert fb.grad(lambda x: (g(x, w) + g(5 * x, w)).sum())(fb.tensor([1.0])).item() == 156
+    same = fb.define_gate("same", lambda x: x, lambda dy, y, x: dy)
+    x = fb.tensor([1.0, 2.0], requires_grad=True)
+    y = same(x)
+    assert not np.shares_memory(y.numpy(), x.numpy())
+
+
+def test_no_grad_can_be_entered_again():
+    off = fb.no_grad()
+    with off, off:
+        pass
+    assert (f64(1, requires_grad=True) * 2).requires_grad
+
+
+def test_gradients_of_grad_are_their_own_memory():
+    x, y = fb.ones(3), fb.ones(3)
+    gx, gy = fb.grad(lambda a, b: (a + b).sum(), argnums=(0, 1))(x, y)
+    gx.copy_([1.0, 2.0, 3.0])
+    assert gy.numpy().tolist() == [1, 1, 1] and gx.numpy().tolist() == [1, 2, 3]
+    value, g = fb.value_and_grad(lambda a: (a * a).sum())(x)
+    assert not value.requires_grad and not g.requires_grad
+
+
+def test_groups_nest():
+    inner = fb.gate(lambda x: x * 2.0)
+
+    @fb.gate
+    def outer(x):
+        a = inner(x)
+        return a, x * 3.0
+
+    a, b = outer(f64(1, requires_grad=True))
+    assert a._group.parent is b._group and b._group.name == "outer" and b._group.parent is None
+    assert (f64(1, requires_grad=True) * 2)._group is None

@@ -60,6 +60,12 @@ def test_train_on_a_folder(tmp_path):
     write_mnist(tmp_path, "t10k", 600)
     one = fastbp("train", "--data", tmp_path, "--epochs", 1, "--save", tmp_path / "w.npz", "--threads", 2)
     assert one.returncode == 0, one.stderr
+    few = tmp_path / "few"
+    few.mkdir()
+    write_mnist(few, "t10k", 3)
+    assert "2 images to train on, 1 to test" in fastbp("train", "--data", few, "--epochs", 1).stdout
+    write_mnist(few, "t10k", 1)
+    assert "too few images" in fastbp("train", "--data", few).stderr
     assert "784-500-10" in one.stdout and "500 images to train on, 100 to test" in one.stdout
     assert fb.load(tmp_path / "w.npz")["0.weight"].shape == (500, 784)
     write_mnist(tmp_path, "train", 300, seed=1)
@@ -110,7 +116,8 @@ def test_damaged_data_gets_no_traceback(tmp_path):
     assert result.returncode == 2 and "train-images" in result.stderr and "Traceback" not in result.stderr
     kept = tmp_path / "kept.npz"
     fb.save(kept, {"x": 1})
-    assert fastbp("train", "--epochs", 1, "--save", tmp_path / "no" / "folder.npz").returncode == 2
+    late = fastbp("train", "--epochs", 1, "--save", tmp_path / "no" / "folder.npz")
+    assert late.returncode == 2 and late.stdout == "" and "folder.npz" in late.stderr
     assert fb.load(kept) == {"x": 1}
 
 

@@ -231,3 +231,67 @@ def test_more_dimensions_than_a_tensor_has():
     assert (x + x).shape == (1,) * 8
     with pytest.raises(fb.ShapeError):
         fb.expand_dims(x, 0)
+
+
+def test_gradients_where_values_are_infinite():
+    assert gradient(lambda t: t.max(), [-INF, 1.0, 2.0]).tolist() == [0, 0, 1]
+    dx = gradient(fb.prod, [1.0, INF, 2.0])
+    assert dx[0] == INF and dx[2] == INF
+    x = np.array([[1.0, 2.0], [-INF, 3.0]])
+    assert fb.cross_entropy(fb.tensor(x), np.array([-100, 0])).item() == INF
+    assert fb.cross_entropy(fb.tensor(x), np.array([0, 1]), label_smoothing=0.1).item() == INF
+    w = fb.ones(2, dtype="float64")
+    assert fb.cross_entropy(fb.tensor(x), np.array([1, -100]), weight=w).item() == pytest.approx(0.3132616875)
+
+
+def test_powers_of_zero():
+    assert gradient(lambda t: t**0, [0.0, 2.0]).tolist() == [0, 0]
+    assert gradient(lambda t: t**0.5, [0.0]).tolist() == [INF]
+
+
+def test_an_ignored_label_of_any_size():
+    x = fb.tensor([[1.0, 2.0], [3.0, 4.0]])
+    y = np.array([2**60 + 1, 0])
+    expected = fb.cross_entropy(x[1:], y[1:]).item()
+    assert fb.cross_entropy(x, y, ignore_index=2**60 + 1).item() == expected
+    with pytest.raises(TypeError):
+        fb.cross_entropy(x, y, ignore_index=1.5)
+    with pytest.raises(IndexError):
+        fb.cross_entropy(x, np.array([2**64 - 100, 0], np.uint64))
+
+
+def test_elu_has_its_second_gradient_where_x_is_large():
+    second = fb.grad(lambda t: fb.grad(lambda u: fb.elu(u).sum())(t).sum())(np.array([1000.0, -1.0]))
+    np.testing.assert_allclose(second, [0, math.exp(-1)])
+
+
+def test_products_over_nothing_and_views_that_overflow():
+    assert (fb.zeros(2, 3, 0) @ fb.zeros(0, 4)).numpy().tolist() == np.zeros((2, 3, 4)).tolist()
+    with pytest.raises((fb.ShapeError, MemoryError, OverflowError)):
+        fb.broadcast_to(fb.ones(1, 1), (2**32, 2**32))
+    with pytest.raises(fb.ShapeError):
+        fb.broadcast_to(fb.ones(3), (-1, 3))
+    x = fb.zeros(1, 1, 1, 1, 1, 1, 1, 1)
+    assert x[(np.array([0]),) * 8].shape == (1,)
+    assert fb.logsumexp(fb.ones(3, 3)).shape == ()
+    assert fb.zeros(np.int64(3)).shape == (3,) and fb.ones(6).reshape(np.int64(6)).shape == (6,)
+
+
+def test_indexing_by_masks_dots_and_nothing():
+    x = np.arange(24.0).reshape(2, 3, 4)
+    t = fb.tensor(x)
+    for index in (np.s_[0, ..., [1, 2]], np.s_[..., [1, 0], 0], np.s_[[]], np.s_[x > 5], np.s_[:, x[0] > 5]):
+        np.testing.assert_array_equal(t[index], x[index])
+    y = np.arange(2.0).reshape(2, 1, 1, 1)
+    index = np.s_[::2, 4::3, -1, ..., np.array([-1, 0])]
+    assert fb.tensor(y)[index].shape == y[index].shape
+    with pytest.raises(IndexError, match="mask"):
+        fb.arange(5)[np.array([True, False, True])]
+    with pytest.raises(fb.DtypeError):
+        t[True]
+
+
+def test_lists_and_arrays_are_taken_by_composites():
+    for f in (fb.softmax, fb.log_softmax, fb.logsumexp, fb.var, fb.std):
+        np.testing.assert_array_equal(f([1.0, 2.0]), f(fb.tensor([1.0, 2.0])))
+        np.testing.assert_array_equal(f(np.array([1.0, 2.0])), f(fb.tensor(np.array([1.0, 2.0]))))

@@ -97,3 +97,58 @@ def test_denormal_mode_is_set_inside_and_restored():
         assert (x * 1.0).numpy().min() == tiny
     finally:
         fb.set_flush_denormal(True)
+
+
+def test_threads_are_one_or_more():
+    assert fb.get_num_threads() >= 1
+    for bad in (0, -1):
+        with pytest.raises(ValueError):
+            fb.set_num_threads(bad)
+    with pytest.raises(TypeError):
+        fb.set_num_threads(1.5)
+
+
+def test_the_mode_is_restored_while_another_thread_changes_it():
+    import threading
+    stop = threading.Event()
+
+    def toggle():
+        while not stop.is_set():
+            fb.set_flush_denormal(False)
+            fb.set_flush_denormal(True)
+
+    thread = threading.Thread(target=toggle)
+    thread.start()
+    try:
+        x = fb.ones(400_000)
+        for _ in range(30):
+            x + x
+            assert np.float32(1e-40) * np.float32(0.5) > 0
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_long_kernels_give_up_the_interpreters_lock():
+    """By the work, not by the number of rows: another thread goes on meanwhile."""
+    import threading
+    import time
+    x = fb.ones(1500, 1500)
+    gaps, stop = [], threading.Event()
+
+    def watch():
+        last = time.perf_counter()
+        while not stop.is_set():
+            now = time.perf_counter()
+            gaps.append(now - last)
+            last = now
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    begin = time.perf_counter()
+    for _ in range(3):
+        x @ x
+    spent = time.perf_counter() - begin
+    stop.set()
+    thread.join()
+    assert len([g for g in gaps if g > 0.8 * spent / 3]) < 3, "the watcher stood still through every product"

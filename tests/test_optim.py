@@ -135,7 +135,7 @@ def test_vectors_see_what_is_set(kind):
     p = one()
     opt = kind([p], lr=0.5)
     opt.step()
-    _, states, h, _ = opt._plan(p, opt.param_groups[0])
+    _, states, h = opt._plan(p, opt.param_groups[0])
     opt.lr = 0.125
     opt.param_groups[0]["weight_decay"] = 0.25
     assert h.numpy()[:2].tolist() == [0.125, 0.25]

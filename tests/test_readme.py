@@ -30,11 +30,11 @@ def test_the_code_runs_and_prints_what_the_comments_say(tmp_path, monkeypatch, c
 
 
 def test_every_line_of_the_table_is_made_from_a_row():
+    """No line may be stale; a gate may be newer than the table, which is printed anew for a release."""
     shown = re.search(r"<!-- gates -->\n(.*?)<!-- /gates -->", README.read_text(), re.S)[1].strip().splitlines()
     made = table().splitlines()
-    assert len(shown) > 60
-    assert [line for line in shown if line not in made] == []
-    assert made == table().splitlines() and all(f"`{name}`" in table() for name in GATES)
+    assert len(shown) >= 68 and [line for line in shown if line not in made] == []
+    assert len([line for line in made if line.startswith("| `")]) == len(GATES)
 
 
 def test_how_to_add_a_gate_shows_the_code_as_it_stands():

@@ -150,3 +150,40 @@ def test_models_copy_and_pickle():
             assert type(b) is nn.Parameter and b.requires_grad and a.strides == b.strides
             assert a.numpy().tolist() == b.numpy().tolist() and not np.shares_memory(a.numpy(), b.numpy())
         assert other(fb.ones(1, 3)).numpy().tolist() == model(fb.ones(1, 3)).numpy().tolist()
+
+
+def test_buffers_promise_what_they_hold():
+    backwards = fb.arange(6)[::-1]
+    with pytest.raises((BufferError, ValueError)):
+        np.frombuffer(backwards, "float32")
+    assert np.asarray(backwards).tolist() == [5, 4, 3, 2, 1, 0]
+    assert np.frombuffer(fb.arange(3), "float32").tolist() == [0, 1, 2]
+    with pytest.raises((BufferError, ValueError)):
+        np.frombuffer(fb.broadcast_to(fb.ones(1), (5,)), "float32")
+
+
+def test_memory_lent_outlives_a_change_of_dtype():
+    from fastbp import nn
+    layer = nn.Linear(1000, 1000)
+    a, v = layer.weight.numpy(), layer.weight.detach()
+    before = a[0, :3].tolist()
+    layer.to("float64")
+    junk = [fb.randn(1000, 1000) for _ in range(3)]
+    assert a[0, :3].tolist() == before == v.numpy()[0, :3].tolist() and junk
+
+
+def test_calls_without_what_they_need():
+    for call in (fb.concatenate, fb.stack, fb.define_gate("f", lambda x: x, lambda dy, y, x: dy)):
+        with pytest.raises(TypeError):
+            call()
+    assert fb.concatenate(tensors=[fb.ones(1), fb.ones(2)]).shape == (3,)
+    mixed = fb.concatenate([fb.tensor(np.array([True])), fb.tensor(np.array([False]))])
+    assert mixed.numpy().tolist() == [True, False]
+
+
+def test_copy_to_a_result_is_refused():
+    x = fb.ones(2, requires_grad=True)
+    y = x + 1
+    with pytest.raises(RuntimeError):
+        y.copy_(np.zeros(2))
+    assert y.numpy().tolist() == [2, 2]

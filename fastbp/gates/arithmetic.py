@@ -1,4 +1,6 @@
 """Arithmetic, powers, logarithms, comparisons and choice; element by element, broadcast."""
+from fastbp_ext.tensor import tensor
+
 from .row import composite, elementwise
 
 add = elementwise("add(x, y)", "z = x + y", operator="+", vjp=[
@@ -52,7 +54,7 @@ erf = elementwise("erf(x)", "y = 2 / sqrt(pi) times the integral of e^(-t^2) fro
 power = elementwise(
     "pow(x, y)", "z = x^y", method=False, public=False,
     vjp=[
-        lambda dz, z, x, y: dz * (y * power(x, y - 1)),
+        lambda dz, z, x, y: dz * where(eq(abs(x) + abs(y), 0), 0, y * power(x, y - 1)),    # 0^0 stays 1
         # Where x is 0 or less there is no logarithm: the gradient is 0, as x^y stays 0 there.
         lambda dz, z, x, y: dz * where(x > 0, z * log(where(x > 0, x, 1)), 0)])
 
@@ -112,3 +114,10 @@ where = elementwise(
         lambda dz, z, condition, x, y: where(condition, 0, dz)],
     doc="""The condition is bool. A NaN in the gradient of the branch not taken still spreads:
 write where(ok, sqrt(where(ok, x, 1)), 0), so that the gate never sees what it can't take.""")
+
+_ZEROS = {name: tensor(0, dtype=name) for name in ("float32", "float64")}
+
+
+def as_floats(condition, like):
+    """1 where the condition holds, else 0, of like's dtype."""
+    return where(condition, 1, _ZEROS[like.dtype.name])

@@ -3,7 +3,7 @@ from fastbp.errors import ShapeError, error
 from fastbp_ext.gate import tensors_of
 
 from .row import composite, product
-from .shape import expand_dims, reshape, squeeze, swap
+from .shape import expand_dims, reshape, size_of, squeeze, swap
 
 matrices = product(
     "matmul(x, w)", "y[..., m, n] = sum over k of x[..., m, k] w[..., k, n]", vjp=[
@@ -33,5 +33,5 @@ def matmul(x, w):
         return squeeze(matmul(expand_dims(x, 0), w), -2)
     if w.ndim == 2 and x.ndim > 2:
         # One product of many rows instead of many products.
-        return reshape(matrices(reshape(x, -1, x.shape[-1]), w), *x.shape[:-1], w.shape[-1])
+        return reshape(matrices(reshape(x, size_of(x.shape[:-1]), x.shape[-1]), w), *x.shape[:-1], w.shape[-1])
     return matrices(x, w)

@@ -1,12 +1,15 @@
 """Losses. reduction: "mean", "sum" or "none"; mean over what is not ignored."""
+import operator
+
 import numpy as np
 
+from fastbp.create import full
 from fastbp.errors import ShapeError, error
 from fastbp_ext.gate import as_index, tensors_of
 from fastbp_ext.tensor import Tensor, from_numpy, tensor
 
 from .activation import relu, softplus
-from .arithmetic import abs, eq, ne, square, sub, where
+from .arithmetic import abs, as_floats, eq, ne, square, sub, where
 from .reduction import log_softmax_rows, mean, softmax_rows, sum
 from .row import composite, gate
 from .shape import contiguous, expand_dims, reshape, size_of, take, transpose
@@ -68,14 +71,14 @@ def binary_cross_entropy_with_logits(x, target, reduction="mean"):
     return _reduce((1 - target) * x + softplus(-x), reduction)
 
 
-def _labels(name, scores, y, shape, ignored=None):
+def _labels(name, scores, y, shape, ignored=None, fill=None):
     """Labels as checked int64 indices, and whether one is ignored."""
     y = y if isinstance(y, Tensor) else from_numpy(np.asarray(y))
     if y.shape != shape:
         raise error(ShapeError, f"{name}: labels do not fit the scores", got=f"scores {scores.shape}, labels {y.shape}",
                     expected=f"labels {shape}: one for each row", fix="labels are class numbers: y.reshape(-1)"
                     if y.size == size_of(shape) else "check the batch of each")
-    return as_index(y, scores.shape[-1], name, "labels", False, ignored)
+    return as_index(y, scores.shape[-1], name, "labels", False, ignored, fill)
 
 
 def _cross_entropy_vjp(dy, y, x, labels, ignored):
@@ -101,7 +104,7 @@ def cross_entropy_grad(dy, x, labels, ignored):
 
 def _softmax_vjp(g, x, labels, ignored):
     s = softmax_rows(x)
-    kept = expand_dims(where(eq(labels, int(ignored)), 0, sum(x, -1) * 0 + 1), -1)
+    kept = expand_dims(as_floats(ne(labels, int(ignored)), x), -1)
     return kept * (s * (g - sum(g * s, -1, True)))
 
 
@@ -124,13 +127,15 @@ def cross_entropy(logits, labels, weight=None, ignore_index=-100, reduction="mea
     if x.ndim > 2:
         x = transpose(x, (0, *range(2, x.ndim), 1))
     x = contiguous(x)
-    y, some_ignored = _labels("cross_entropy", x, labels, x.shape[:-1], ignore_index)
+    given, ignore_index = operator.index(ignore_index), -1    # -1 is what _labels makes of it
+    y, some_ignored = _labels("cross_entropy", x, labels, x.shape[:-1], given)
     if weight is None and not label_smoothing:
         rows = cross_entropy_rows(x, y, ignore_index)
         if not some_ignored or reduction != "mean":
             return _reduce(rows, reduction)
-        return _weighted_mean(rows, where(eq(y, ignore_index), 0, rows.detach() * 0 + 1))
-    return _smoothed(x, y, weight, ignore_index, reduction, label_smoothing)
+        return _weighted_mean(rows, as_floats(ne(y, ignore_index), x))
+    safe, _ = _labels("cross_entropy", x, labels, x.shape[:-1], given, 0)
+    return _smoothed(x, y, safe, weight, ignore_index, reduction, label_smoothing)
 
 
 def _weighted_mean(rows, weights):
@@ -139,19 +144,18 @@ def _weighted_mean(rows, weights):
     return where(total > 0, sum(rows) / where(total > 0, total, 1), 0)
 
 
-def _smoothed(x, y, weight, ignored, reduction, smoothing):
-    """Cross-entropy with class weights or smoothed labels, written out."""
+def _smoothed(x, y, safe, weight, ignored, reduction, smoothing):
+    """Cross-entropy with class weights or smoothed labels, written out; `safe` are labels without ignored ones."""
     n = x.shape[-1]
-    x, flat = reshape(x, -1, n), reshape(y, -1)
-    kept = ne(flat, ignored)
-    safe = from_numpy(np.where(kept.numpy(), flat.numpy(), 0))
-    w = (x.detach() * 0 + 1)[0] if weight is None else tensors_of(sub, weight, x)[0]
+    x, safe = reshape(x, -1, n), reshape(safe, -1)
+    kept = ne(reshape(y, -1), ignored)
+    w = full((n,), 1, x.dtype) if weight is None else tensors_of(sub, weight, x)[0]
     if w.shape != (n,):
         raise error(ShapeError, "cross_entropy: one weight for each class", got=f"weight {w.shape}",
                     expected=f"({n},)", fix="give as many weights as classes")
     logp = log_softmax_rows(x)
     row_weight = where(kept, take(w, safe, axis=0), 0)
-    rows = -(1 - smoothing) * (row_weight * _chosen(logp, safe))
+    rows = -(1 - smoothing) * (row_weight * where(kept, _chosen(logp, safe), 0))
     if smoothing:
         rows = rows + where(kept, sum(-logp * w, -1), 0) * (smoothing / n)
     if reduction == "mean":

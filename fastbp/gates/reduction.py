@@ -1,5 +1,7 @@
 """Sums, products, extremes and what is made of them, over one axis, several or all."""
-from .arithmetic import eq, exp, sqrt, square, where
+from fastbp_ext.gate import tensors_of
+
+from .arithmetic import as_floats, eq, exp, sqrt, square, where
 from .row import composite, gate, reduction
 from .shape import all_axes, broadcast_to, contiguous, expand_dims, one_axis, reshape, size_of, transpose
 
@@ -29,7 +31,7 @@ mean = reduction(
 def _prod_vjp(dy, y, x, axes, keepdims):
     # The product of all other factors: y / x, but for factors of 0.
     zero = eq(x, 0)
-    zeros = sum(where(zero, 1, x.detach() * 0), axes, True)
+    zeros = sum(as_floats(zero, x), axes, True)
     factors = where(zero, 1, x)
     others = prod(factors, axes, True) / factors
     return _restored(dy, axes, keepdims) * where(
@@ -42,7 +44,7 @@ prod = reduction(
 
 
 def _extreme_vjp(dy, y, x, axes, keepdims):
-    tied = where(eq(x, _restored(y, axes, keepdims)), 1, x.detach() * 0)
+    tied = as_floats(eq(x, _restored(y, axes, keepdims)), x)
     return _restored(dy, axes, keepdims) * (tied / sum(tied, axes, True))
 
 
@@ -60,6 +62,7 @@ argmin = reduction("argmin", "y = the place of the first smallest element along 
 @composite
 def var(x, axis=None, ddof=0, keepdims=False):
     """y = sum((x - mean)^2) / (n - ddof) over `axis`"""
+    (x,) = tensors_of(mean, x)
     axes = all_axes("var", axis, x.ndim)
     squares = sum(square(x - mean(x, axes, True)), axes, keepdims)
     free = _count(x, axes) - ddof
@@ -102,6 +105,7 @@ def log_softmax_rows(x):
 
 def _along(rows, name, x, axis):
     """rows(x) along another axis than the last."""
+    (x,) = tensors_of(rows, x)
     axis = one_axis(name, axis, x.ndim)
     if axis == x.ndim - 1:
         return rows(contiguous(x))
@@ -113,6 +117,7 @@ def _along(rows, name, x, axis):
 @composite
 def logsumexp(x, axis=None, keepdims=False):
     """y = ln sum e^x over `axis`; -inf, with gradient 0, where all of x is -inf"""
+    (x,) = tensors_of(logsumexp_rows, x)
     if not keepdims and (axis == -1 and x.ndim or axis is None and x.ndim == 1):
         return logsumexp_rows(contiguous(x))
     axes = all_axes("logsumexp", axis, x.ndim)

@@ -4,7 +4,7 @@ import operator
 import numpy as np
 
 from fastbp.errors import DtypeError, ShapeError, error
-from fastbp_ext.gate import as_index, one_axis, set_copy_gate
+from fastbp_ext.gate import as_index, one_axis, set_engine_gates
 from fastbp_ext.tensor import Tensor, from_numpy, tensor
 
 from .row import composite, gate
@@ -30,7 +30,7 @@ def all_axes(name, axis, ndim):
 
 def _sizes(shape):
     """reshape(x, 2, 3), reshape(x, (2, 3)) and reshape(x, 6)."""
-    if len(shape) == 1 and not isinstance(shape[0], int):
+    if len(shape) == 1 and not hasattr(shape[0], "__index__"):
         shape = shape[0]
     return tuple([operator.index(size) for size in shape])
 
@@ -49,7 +49,13 @@ def copy(x):
     return x.shape, {}
 
 
-set_copy_gate(copy)
+@gate("narrow", kernel="narrow", public=False, any_dtype=True, vjp=[None])
+def narrow(x):
+    """y = x, a recorded Python number, rounded to float32"""
+    return x.shape, {}
+
+
+set_engine_gates(copy, narrow)
 
 
 def contiguous(x):
@@ -87,7 +93,8 @@ _REVERSED = [tuple(reversed(range(n))) for n in range(16)]
 
 
 @gate("view", any_dtype=True, vjp=[
-    lambda dy, y, x, axes: transpose(dy, tuple(axes.index(d) for d in range(len(axes))))])
+    lambda dy, y, x, axes: transpose(dy) if axes is _REVERSED[len(axes)] else transpose(
+        dy, tuple(axes.index(d) for d in range(len(axes))))])
 def transpose(x, *axes):
     """y = x with its dimensions permuted (reversed where no axes are given); a view"""
     if len(axes) == 1 and not isinstance(axes[0], int):
@@ -105,7 +112,7 @@ def transpose(x, *axes):
 
 def swap(x):
     """The last two dimensions exchanged."""
-    return transpose(x, (*range(x.ndim - 2), x.ndim - 1, x.ndim - 2))
+    return transpose(x) if x.ndim == 2 else transpose(x, (*range(x.ndim - 2), x.ndim - 1, x.ndim - 2))
 
 
 @gate("view", any_dtype=True, vjp=[lambda dy, y, x: reshape(dy, x.shape)])
@@ -260,6 +267,10 @@ def _is_array(part):
     return isinstance(part, (np.ndarray, list)) or isinstance(part, Tensor) and part.ndim > 0
 
 
+def _is_number_or_array(part):
+    return part is not None and not isinstance(part, slice)
+
+
 def _bad_index(part):
     return error(DtypeError, "indexing: this is no index", got=f"{type(part).__name__} {part!r}"[:200],
                  expected="integers, slices, None, ... and integer arrays", fix="convert it to integers")
@@ -268,22 +279,40 @@ def _bad_index(part):
 def _expand(x, index):
     """An index as a list with one part for each dimension, and None for new ones."""
     parts = list(index) if isinstance(index, tuple) else [index]
-    masks = []
     for k, part in enumerate(parts):
-        if isinstance(part, (Tensor, list)) and _is_array(part):
-            parts[k] = np.asarray(part)
-        if isinstance(parts[k], np.ndarray) and parts[k].dtype == bool:
-            masks.append(k)
-    for k in reversed(masks):
-        parts[k:k + 1] = np.nonzero(parts[k])
-    used = len([p for p in parts if p is not None and p is not Ellipsis])
+        if isinstance(part, (bool, np.bool_)) or getattr(part, "shape", 0) == () and part.dtype == bool:
+            raise _bad_index(part)
+        if isinstance(part, list):
+            parts[k] = np.asarray(part) if part else np.zeros(0, np.int64)
+        elif isinstance(part, Tensor) and part.dtype == bool:
+            parts[k] = part.numpy()
+    used = 0
+    for part in parts:
+        used += part.ndim if _is_mask(part) else part is not None and part is not Ellipsis
     dots = [k for k, p in enumerate(parts) if p is Ellipsis]
     if len(dots) > 1 or used > x.ndim:
         raise error(IndexError, "indexing: too many indices", got=f"{used} for shape {x.shape}",
                     expected=f"at most {x.ndim}, and one ...", fix="leave some out")
     at = dots[0] if dots else len(parts)
+    # Dots between index arrays keep them apart, also where they stand for no dimension.
+    apart = any(map(_is_number_or_array, parts[:at])) and any(map(_is_number_or_array, parts[at + 1:]))
     parts[at:at + 1] = [slice(None)] * (x.ndim - used)
-    return parts
+    expanded = []
+    for part in parts:
+        if _is_mask(part):
+            d = len([p for p in expanded if p is not None])
+            if part.shape != x.shape[d:d + part.ndim]:
+                raise error(IndexError, "indexing: a mask has another shape than what it chooses from",
+                            got=f"mask {part.shape} at dimension {d} of shape {x.shape}",
+                            expected=f"{x.shape[d:d + part.ndim]}", fix="make the mask of that shape")
+            expanded.extend(np.nonzero(part))
+        else:
+            expanded.append(part)
+    return expanded, apart
+
+
+def _is_mask(part):
+    return isinstance(part, np.ndarray) and part.dtype == bool
 
 
 @composite(method=False, boxed=False)
@@ -296,7 +325,7 @@ def getitem(x, index):
     if type(index) is int and x.ndim and -x.shape[0] <= index < x.shape[0]:    # the most common, and quick
         shape = x.shape
         return window(x, (index % shape[0], *[(0, 1, size) for size in shape[1:]]))
-    parts = _expand(x, index)
+    parts, apart = _expand(x, index)
     arrays = any(_is_array(p) for p in parts)
     view, advanced, d = [], [], 0
     for part in parts:
@@ -327,10 +356,10 @@ def getitem(x, index):
         x = window(x, tuple(view))
     if not advanced:
         return x
-    return _take_arrays(x, [a for a, _ in advanced], [i for _, i in advanced])
+    return _take_arrays(x, [a for a, _ in advanced], [i for _, i in advanced], apart)
 
 
-def _take_arrays(x, axes, indices):
+def _take_arrays(x, axes, indices, apart):
     """NumPy's advanced indexing along `axes`, the other dimensions being whole."""
     if len(indices) == 1:
         shape = indices[0].shape
@@ -343,7 +372,7 @@ def _take_arrays(x, axes, indices):
                     got=", ".join(str(i.shape) for i in indices), expected="shapes that broadcast",
                     fix="reshape one of them") from None
     axis = axes[0]
-    if axes != list(range(axis, axis + len(axes))):
+    if apart or axes != list(range(axis, axis + len(axes))):
         # Arrays apart from each other: their dimensions come first.
         x = transpose(x, (*axes, *(d for d in range(x.ndim) if d not in axes)))
         axis = 0

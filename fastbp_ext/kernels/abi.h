@@ -11,7 +11,7 @@
 #include <stdint.h>
 #include <Python.h> /* Py_ssize_t */
 
-enum { FB_OPERANDS = 8, FB_DIMS = 12, FB_CONSTANTS = 6, FB_TILE = 512 };
+enum { FB_OPERANDS = 10, FB_DIMS = 12, FB_CONSTANTS = 6, FB_TILE = 512 };
 
 typedef struct fb_instruction fb_instruction;
 
@@ -23,6 +23,7 @@ struct fb_instruction {
     fb_run run;
     fb_inner inner;
     Py_ssize_t units;         /* pieces of work that may go to any thread */
+    Py_ssize_t work;          /* elements that all of them touch, about */
     char *p[FB_OPERANDS];
     double c[FB_CONSTANTS];
     int32_t operands, outputs, ndim;

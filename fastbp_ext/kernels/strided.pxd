@@ -1,5 +1,6 @@
 # Strided memory, for elements of any type: tiles in and out, copies, indexing, integers.
 from fastbp_ext.abi cimport FB_DIMS, FB_OPERANDS, FB_TILE, fb_instruction
+from libc.math cimport pow, sqrt
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
@@ -129,6 +130,13 @@ cdef inline void copy4(char** p, Py_ssize_t n, const double* c) noexcept nogil: 
 cdef inline void copy8(char** p, Py_ssize_t n, const double* c) noexcept nogil: memcpy(p[0], p[1], 8 * n)
 
 
+cdef inline void narrow(char** p, Py_ssize_t n, const double* c) noexcept nogil:
+    """y = x, float from double."""
+    cdef Py_ssize_t i
+    for i in range(n):
+        (<float*> p[0])[i] = <float> (<double*> p[1])[i]
+
+
 # --- comparisons of int64
 
 ctypedef bint (*int_comparison)(int64_t x, int64_t y) noexcept nogil
@@ -181,12 +189,23 @@ cdef inline void take(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop
         walk(<char*> i.p[0] + m * row * size, x, &i.stride[1][1], &i.shape[1], i.ndim - 1, 0, row, size, False)
 
 
+# --- what an optimizer does once a step, on its hyperparameters in float64
+
+cdef inline void adam_clock(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
+    """t += 1; step = lr / (1 - b1^t); root = sqrt(1 - b2^t); p: h, laid out as `adam` reads it, t at 8."""
+    cdef double* h = <double*> i.p[0]
+    h[8] += 1
+    h[6] = h[0] / (1 - pow(h[2], h[8]))
+    h[7] = sqrt(1 - pow(h[3], h[8]))
+
+
 cdef inline dict strided_kernels():
     """Loop forms and kernels that do not depend on the floating type."""
     return {
         "direct": <size_t> &elementwise_direct, "strided": <size_t> &elementwise_strided,
         "copy1": <size_t> &copy1, "copy2": <size_t> &copy2,
-        "copy4": <size_t> &copy4, "copy8": <size_t> &copy8, "take": <size_t> &take,
+        "narrow": <size_t> &narrow, "copy4": <size_t> &copy4, "copy8": <size_t> &copy8, "take": <size_t> &take,
+        "adam_clock": <size_t> &adam_clock,
         "lt": <size_t> &lt_int, "le": <size_t> &le_int, "gt": <size_t> &gt_int,
         "ge": <size_t> &ge_int, "eq": <size_t> &eq_int, "ne": <size_t> &ne_int,
     }

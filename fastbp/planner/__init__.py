@@ -1,0 +1,32 @@
+"""From recorded stages to a program: passes, each in a file of its own, then the arena.
+
+A recording's stages are tensors without values (each knows its gate, inputs and parameters) and
+updates of memory. A pass takes and gives a `Plan`; each can be switched off by name
+(`FASTBP_PASSES_OFF=dead,in_place`), and each leaves the bits as they were.
+"""
+import os
+
+from fastbp.planner.arena import bytes_of, lay_out, lives
+from fastbp.planner.dead import dead
+from fastbp.planner.in_place import in_place
+from fastbp.planner.plan import Plan
+from fastbp.planner.verify import verify
+
+PASSES = {"dead": dead, "in_place": in_place}
+
+
+def plan(recording):
+    """The plan of a recording, after all passes, with an offset for every buffer."""
+    made = Plan(recording)
+    made.whole_size = sum(map(bytes_of, (home for home, _, _ in lives(made).values())))
+    verify(made)
+    off = os.environ.get("FASTBP_PASSES_OFF", "").split(",")
+    for name, change in PASSES.items():
+        if name not in off:
+            change(made)
+            verify(made)
+    lay_out(made)
+    return made
+
+
+__all__ = ["PASSES", "Plan", "plan"]

@@ -1,0 +1,40 @@
+"""Pass: an elementwise stage writes over an input that nobody needs after it."""
+from fastbp.planner.plan import reads
+
+
+def in_place(plan):
+    """Where the output and a dying input have one layout and size, they share memory."""
+    last = {}
+    for n, stage in enumerate(plan.stages):
+        for t in reads(stage):
+            last[id(t._root)] = n
+    for n, stage in enumerate(plan.stages):
+        if hasattr(stage, "outputs") or stage._gate.form != "elementwise" or id(stage._root) in plan.fixed:
+            continue
+        for x in stage._inputs:
+            if _dies_here(plan, x, last, n) and _fits(stage, x) and all(
+                    other is x or plan.owner(other) is not plan.owner(x) or _same_view(other, x)
+                    for other in stage._inputs):
+                home = plan.owner(x)
+                plan.shares[id(stage)] = home
+                last[id(home)] = max(last.get(id(home), n), last.get(id(stage), n))
+                break
+
+
+def _dies_here(plan, x, last, n):
+    home = plan.owner(x)
+    return home is not None and id(home) not in plan.fixed and last[id(home)] == n
+
+
+def _fits(y, x):
+    """x shows all of its memory as y shows its own, element for element."""
+    return (x.dtype == y.dtype and x.shape == y.shape and x.strides == y.strides
+            and x._root.size == x.size and not _repeats(x))
+
+
+def _repeats(x):
+    return any(step == 0 and size > 1 for step, size in zip(x.strides, x.shape, strict=True))
+
+
+def _same_view(a, b):
+    return a.shape == b.shape and a.strides == b.strides and a._offset == b._offset
