@@ -300,19 +300,32 @@ cdef class Gate:
                 return self.map(args, kwargs)
             return self.map(args, self.constants)
         if self.loop == REDUCE or self.loop == REDUCE_ONE:
-            if len(args) == 1 and (len(kwargs) == 1 and ("axis" in kwargs or "keepdims" in kwargs)
-                                   or len(kwargs) == 2 and "axis" in kwargs and "keepdims" in kwargs):
-                return self.fold(args[0], kwargs.get("axis"), kwargs.get("keepdims", False))
-            if kwargs or not 1 <= len(args) <= 3:
-                try:
-                    bound = self.__signature__.bind(*args, **kwargs).arguments
-                except TypeError as problem:
-                    raise TypeError(f"{self.name}{self.__signature__}: {problem}") from None
-                return self.fold(bound["x"], bound.get("axis"), bound.get("keepdims", False))
-            return self.fold(args[0], args[1] if len(args) > 1 else None, args[2] if len(args) > 2 else False)
+            return self.folded(args, kwargs)
         if self.loop == PRODUCT:
             return self.multiply(args)
         return self.general(args, kwargs)
+
+    cdef Tensor folded(self, tuple args, dict kwargs):
+        """The arguments of a reduction: x, axis=None, keepdims=False."""
+        cdef Py_ssize_t n = len(args), named = 0
+        axis, keepdims = None, False
+        if n > 1:
+            axis = args[1]
+        elif "axis" in kwargs:
+            axis = kwargs["axis"]
+            named += 1
+        if n > 2:
+            keepdims = args[2]
+        elif "keepdims" in kwargs:
+            keepdims = kwargs["keepdims"]
+            named += 1
+        if not 1 <= n <= 3 or named != len(kwargs):
+            try:
+                given = self.__signature__.bind(*args, **kwargs).arguments
+            except TypeError as problem:
+                raise TypeError(f"{self.name}{self.__signature__}: {problem}") from None
+            return self.fold(given["x"], given.get("axis"), given.get("keepdims", False))
+        return self.fold(args[0], axis, keepdims)
 
     def _bind(self, args, kwargs):
         """Inputs and parameters apart, however they were given."""
@@ -571,6 +584,8 @@ cdef class Gate:
 
     cdef tuple movable(self, tuple args):
         """Tensors of any one dtype."""
+        if len(args) == 1 and isinstance(args[0], Tensor):
+            return args
         cdef list xs = []
         cdef Tensor x
         cdef int kind = -1

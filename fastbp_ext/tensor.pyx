@@ -355,6 +355,17 @@ cdef void set_stage(Tensor y, object gate, tuple inputs, dict params):
         y._group = <object> <PyObject*> fb_this_thread.group
 
 
+cdef tuple as_tuple(const Py_ssize_t* numbers, int n):
+    # The common ranks without a list in between.
+    if n == 2:
+        return (numbers[0], numbers[1])
+    if n == 1:
+        return (numbers[0],)
+    if n == 0:
+        return ()
+    return tuple([numbers[d] for d in range(n)])
+
+
 cdef class Tensor:
     """An array of float32 or float64 (or integers, bools: labels, indices, conditions).
 
@@ -391,12 +402,12 @@ cdef class Tensor:
     @property
     def shape(self):
         """The sizes of the dimensions, a tuple."""
-        return tuple([self.dims[d] for d in range(self.rank)])
+        return as_tuple(self.dims, self.rank)
 
     @property
     def strides(self):
         """Bytes from one element to the next along each dimension, a tuple."""
-        return tuple([self.steps[d] for d in range(self.rank)])
+        return as_tuple(self.steps, self.rank)
 
     @property
     def dtype(self):

@@ -30,6 +30,8 @@ def all_axes(name, axis, ndim):
 
 def _sizes(shape):
     """reshape(x, 2, 3), reshape(x, (2, 3)) and reshape(x, 6)."""
+    if len(shape) > 1 and type(shape[0]) is int and type(shape[-1]) is int:
+        return shape
     if len(shape) == 1 and not hasattr(shape[0], "__index__"):
         shape = shape[0]
     return tuple([operator.index(size) for size in shape])
@@ -77,12 +79,15 @@ def reshape(x, *shape):
     """
     x = x if isinstance(x, Tensor) else tensor(x)
     sizes = _sizes(shape)
-    if -1 not in sizes and x.is_contiguous and size_of(sizes) == x.size and min(sizes, default=0) >= 0:
-        return flat_reshape(x, sizes)
-    known = size_of(s for s in sizes if s != -1)
-    if sizes.count(-1) == 1 and known and x.size % known == 0:
-        sizes = tuple(x.size // known if s == -1 else s for s in sizes)
-    if min(sizes, default=0) < 0 or size_of(sizes) != x.size:
+    known, negative = 1, 0
+    for size in sizes:
+        if size < 0:
+            negative += 1
+        else:
+            known *= size
+    if negative == 1 and -1 in sizes and known and x.size % known == 0:
+        sizes = [x.size // known if s == -1 else s for s in sizes]
+    elif negative or known != x.size:
         raise error(ShapeError, "reshape: the number of elements differs",
                     got=f"{x.shape}, {x.size} elements, to {_sizes(shape)}",
                     expected="as many elements, with at most one -1", fix="check the sizes")
@@ -137,11 +142,12 @@ def squeeze(x, axis=None):
         axes = (one_axis("squeeze", axis, x.ndim),)
     else:
         axes = [a for a in all_axes("squeeze", axis, x.ndim) if axis is not None or shape[a] == 1]
-    if any(shape[a] != 1 for a in axes):
+    if [1 for a in axes if shape[a] != 1]:
         raise error(ShapeError, "squeeze: the size is not 1", got=f"shape {shape}, axis {axis}",
                     expected="axes of size 1", fix="leave the axis out, or use reshape")
-    kept = [d for d in range(x.ndim) if d not in axes]
-    return tuple(shape[d] for d in kept), tuple(x.strides[d] for d in kept), 0, {}
+    strides = x.strides
+    kept = [d for d in range(len(shape)) if d not in axes]
+    return [shape[d] for d in kept], [strides[d] for d in kept], 0, {}
 
 
 @gate("view", any_dtype=True, vjp=[lambda dy, y, x: sum_to(dy, x.shape)])
@@ -149,11 +155,16 @@ def broadcast_to(x, shape):
     """y = x repeated along new dimensions and those of size 1; a view"""
     shape = (shape,) if isinstance(shape, int) else tuple(shape)
     new = len(shape) - x.ndim
-    if new < 0 or any(s not in (1, t) for s, t in zip(x.shape, shape[new:], strict=True)):
+    strides = [0] * new
+    fits = new >= 0
+    if fits:
+        for size, wanted, step in zip(x.shape, shape[new:], x.strides, strict=True):
+            fits = fits and (size == wanted or size == 1)
+            strides.append(0 if size == 1 else step)
+    if not fits:
         raise error(ShapeError, "broadcast_to: the shape does not fit", got=f"{x.shape} to {shape}",
                     expected="sizes that are equal or 1, counted from the last dimension", fix="reshape first")
-    strides = tuple(0 if s == 1 else step for s, step in zip(x.shape, x.strides, strict=True))
-    return shape, (0,) * new + strides, 0, {}
+    return shape, strides, 0, {}
 
 
 def sum_to(dy, shape):
