@@ -1,6 +1,5 @@
 """A wheel holds the package alone: no source, no build or test file, stripped, under 1.5 MB."""
 import re
-import subprocess
 import sys
 import tempfile
 import zipfile
@@ -14,8 +13,7 @@ with zipfile.ZipFile(path) as wheel:
         r"fastbp(_ext)?/.*\.(py|pyi|so|gz|typed)|fastbp-[^/]*\.dist-info/.*", n)]
     with tempfile.TemporaryDirectory() as folder:
         modules = [wheel.extract(n, folder) for n in names if n.endswith(".so")]
-        unstripped = [m for m in modules if "not stripped" in subprocess.run(
-            ["file", m], capture_output=True, text=True).stdout]
+        unstripped = [m for m in modules if b".symtab" in Path(m).read_bytes()]
 print(f"{path.name}: {size:,} bytes, {len(modules)} compiled modules, {len(names)} files")
 assert not stray, stray
 assert modules and not unstripped, unstripped

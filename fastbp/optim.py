@@ -146,7 +146,8 @@ class Optimizer:
             state["step"] = self._vectors[p][0][self._count]
         for name in names:
             if name not in state:
-                state[name] = clone(p).copy_(0.0)
+                state[name] = clone(p)
+                state[name].numpy()[...] = 0
         return state
 
     def step(self):

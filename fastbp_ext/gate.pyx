@@ -65,7 +65,7 @@ cdef Tensor as_tensor(str gate, object x, int kind):
         return <Tensor> x
     if is_weak(x):
         if kind == INT64:
-            if int(x) != x:
+            if x - x != 0 or int(x) != x:    # NaN, infinities, fractions
                 _raise("DtypeError", f"{gate}: integers and {x!r} do not mix", f"int64 and {type(x).__name__}",
                        "one of them", "convert the integers: fb.tensor(y.numpy().astype('float32'))")
             return integer(int(x))
@@ -656,6 +656,9 @@ cdef Tensor to_int64(Tensor x):
             raise staging_error(f"a recorded {dtype_name(x.kind)} tensor can't be compared",
                                 "give the staged function int64: y.astype('int64')")
         return x
+    if x.kind == UINT64 and x.count and x.numpy().max() > 2**63 - 1:
+        _raise("DtypeError", "uint64 beyond int64 can't be compared", str(x.numpy().max()), "at most 2**63 - 1",
+               "compare in NumPy")
     if not x.contiguous:
         x = copy_of(x)
     if x.kind == INT64:

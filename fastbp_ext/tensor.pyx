@@ -532,7 +532,7 @@ cdef class Tensor:
     cdef bint _repeats(self):
         cdef int d
         for d in range(self.rank):
-            if self.steps[d] == 0 and self.dims[d] > 1:
+            if self.steps[d] == 0 and self.dims[d] > 1 and self.count:
                 return True
         return False
 
@@ -671,13 +671,19 @@ cdef class Tensor:
     def copy_(self, source):
         """Overwrite the values with those of an array or tensor, broadcast; returns itself.
 
-        Raises ValueError where the shape does not fit or the memory is read-only.
+        ValueError: the shape does not fit, the memory is read-only or repeats elements. RuntimeError:
+        a gate made the tensor.
         """
         if self.read_only:
             raise ValueError("copy_: the tensor shares a read-only array; copy it first: fb.tensor(a)")
         if self._gate is not None:
             raise RuntimeError("copy_: a gate made this tensor, and its gradient would flow to the old values: "
                                "use detach() or a new tensor")
+        if self._repeats():
+            raise ValueError("copy_: the tensor shows one element in several places: copy to what it is a view of")
+        if recording():
+            raise staging_error("copy_: a staged function can't change values yet",
+                                "copy outside the staged function, or return the new value")
         array = np.asarray(source)
         try:
             fits = np.broadcast_shapes(array.shape, self.shape) == self.shape
@@ -691,7 +697,7 @@ cdef class Tensor:
         self._changed()
         return self
 
-    def backward(self, gradient=None, *, bint retain_graph=False):
+    def backward(self, gradient=None, bint retain_graph=False):
         """Accumulate d self / d leaf into `.grad` of every leaf that requires one.
 
         `gradient` is d loss / d self (1 where self has one element). The stages are undone

@@ -241,3 +241,11 @@ def test_the_arena_is_smaller_than_its_buffers():
 
     step(fb.ones(64, 256))
     assert step.memory.share <= 0.45, step.memory
+
+
+def test_recording_copies_nothing():
+    state = fb.zeros(2)
+    f = fb.staged(lambda x: state.copy_(np.ones(2)) + x)
+    with pytest.raises(fb.StagingError, match="copy_"):
+        f(fb.ones(2))
+    assert state.numpy().tolist() == [0, 0]

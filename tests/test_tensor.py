@@ -187,3 +187,28 @@ def test_copy_to_a_result_is_refused():
     with pytest.raises(RuntimeError):
         y.copy_(np.zeros(2))
     assert y.numpy().tolist() == [2, 2]
+
+
+def test_copy_to_a_view_that_repeats_is_refused():
+    x = fb.ones(1)
+    with pytest.raises(ValueError, match="several places"):
+        fb.broadcast_to(x, (3,)).detach().copy_([1.0, 2.0, 3.0])
+    assert x.numpy().tolist() == [1]
+
+
+def test_integers_compare_with_whole_numbers():
+    y = fb.tensor(np.array([1, 2]))
+    for bad in (float("nan"), float("inf"), 1.5):
+        with pytest.raises(fb.DtypeError):
+            fb.eq(y, bad)
+    assert (y == 2.0).numpy().tolist() == [False, True]
+    with pytest.raises(fb.DtypeError):
+        fb.gt(fb.tensor(np.array([2**63], np.uint64)), 1)
+
+
+def test_transpose_takes_numpys_arguments():
+    x = fb.ones(2, 3, 4)
+    for y in (x.transpose(2, 0, 1), x.transpose((2, 0, 1)), fb.transpose(x, axes=[2, 0, 1])):
+        assert y.shape == (4, 2, 3)
+    for y in (x.transpose(), fb.transpose(x, None), fb.transpose(x, axes=None), x.T):
+        assert y.shape == (4, 3, 2)

@@ -100,10 +100,10 @@ _REVERSED = [tuple(reversed(range(n))) for n in range(16)]
 @gate("view", any_dtype=True, vjp=[
     lambda dy, y, x, axes: transpose(dy) if axes is _REVERSED[len(axes)] else transpose(
         dy, tuple(axes.index(d) for d in range(len(axes))))])
-def transpose(x, *axes):
+def transpose(x, *order, axes=None):
     """y = x with its dimensions permuted (reversed where no axes are given); a view"""
-    if len(axes) == 1 and not isinstance(axes[0], int):
-        axes = axes[0]
+    if order:
+        axes = order if len(order) > 1 or isinstance(order[0], int) else order[0]
     if not axes:
         axes = _REVERSED[x.ndim]
         return x.shape[::-1], x.strides[::-1], 0, {"axes": axes}
