@@ -1,8 +1,9 @@
 """Tensors of given values: zeros, ones, full, arange, randn."""
 import numpy as np
 
+from fastbp.errors import StagingError, error
 from fastbp.random import generator
-from fastbp_ext.tensor import empty, tensor
+from fastbp_ext.tensor import empty, get_recorder, tensor
 
 
 def full(shape, value, dtype=None, requires_grad=False, name=None):
@@ -32,6 +33,9 @@ def arange(*limits, dtype="float32", requires_grad=False, name=None):
 
 def randn(*shape, dtype="float32", requires_grad=False, name=None, rng=None):
     """Draws of the standard normal distribution: randn(2, 3). rng: an int or numpy Generator."""
+    if get_recorder() is not None:
+        raise error(StagingError, "randn: a staged function can't draw yet", got="randn while a function is recorded",
+                    expected="numbers drawn outside", fix="draw before, and give the tensor as an argument")
     values = generator(rng).standard_normal(_sizes(shape))
     return tensor(values, dtype=dtype, requires_grad=requires_grad, name=name)
 

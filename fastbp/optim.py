@@ -152,6 +152,10 @@ class Optimizer:
 
     def step(self):
         """Update, in place, each parameter that has a gradient."""
+        recorder = get_recorder()
+        if recorder is not None:
+            for group in self.param_groups:
+                recorder.guard(lambda group=group: self._kernel(group))
         work = [(self._plan(p, group), p.grad) for group in self.param_groups for p in group["params"]
                 if p.grad is not None]
         for (kernel, states, h), gradient in work:

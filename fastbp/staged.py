@@ -1,18 +1,25 @@
 """staged: a function is recorded once and replayed, forward, backward and update, in one call."""
 import collections
+import contextlib
 import functools
+import inspect
 import numbers
 import os
+import sys
 import threading
+import time
+from copy import copy as copy_of
 from typing import NamedTuple
 
 import numpy as np
 
+from fastbp.data.batching import checked_batch_size, order, rows
 from fastbp.differentiate import differentiating
 from fastbp.errors import StagingError, error
 from fastbp.gates.shape import copy
 from fastbp.planner import plan
 from fastbp.planner.arena import lives
+from fastbp.planner.listing import Listing
 from fastbp_ext.gate import Gate, as_index
 from fastbp_ext.program import Program
 from fastbp_ext.tensor import (
@@ -44,16 +51,30 @@ class Recording:
         self.grads = {}       # id of a leaf: (leaf, its gradient now)
         self.grad_inputs = []  # (leaf, the recorded tensor that stands for its gradient at entry)
         self.grad_guards = []  # (leaf, whether it had a gradient at entry)
+        self.guards = []      # (a call, what it returned): a program holds while it returns the same
         self.undo = []        # calls that take back what recording made
         self.updated = {}     # id: a tensor that an update writes
+        self.undoing = None   # the forward stage whose vjp is being recorded
+        self.undoes = {}      # id of a backward stage: id of the forward stage that it undoes
+        self.names = {}       # id: the name of the function's variable
 
     def add(self, stage):
         self.stages.append(stage)
+        if self.undoing is not None:
+            self.undoes[id(stage)] = id(self.undoing)
         for t in getattr(stage, "outputs", ()):
             if t._abstract:
                 raise error(StagingError, "an optimizer can't update a recorded tensor", got="a result of gates",
                             expected="parameters made before", fix="make parameters outside the staged function")
             self.updated[id(t)] = t
+
+    def guard(self, call):
+        """The recording holds while `call()` returns what it returns now."""
+        self.guards.append((call, call()))
+
+    def met(self, module):
+        """A module was called: the recording holds for its present mode."""
+        self.guard(lambda: module.training)
 
     def new_input(self, given, **options):
         t = abstract_tensor(given.shape, given.dtype, **options)
@@ -257,16 +278,23 @@ class Replay:
         for leaf, had in self.recording.grad_guards:
             if (leaf.grad is not None) != had:
                 return False
+        for call, before in self.recording.guards:
+            if call() != before:
+                return False
         return all(t._address == address for t, address in self.captured)
+
+    def labels_fit(self, given):
+        """Check labels and indices, and convert them; False where ignored ones came or went."""
+        for (x, out, check, ignored), number in zip(self.index_entries, self.index_sources, strict=True):
+            source = x if number is None else seen_in(x, given[number])
+            if _check_index(source, check, out)[1] != ignored:
+                return False
+        return True
 
     def run(self, given, arena, times=1):
         """Bind the arguments, run the program, return what the function returns."""
         program = self.program
         given = self._apart(given)
-        for (x, out, check, ignored), number in zip(self.index_entries, self.index_sources, strict=True):
-            source = x if number is None else seen_in(x, given[number])
-            if _check_index(source, check, out)[1] != ignored:
-                return None
         memory = arena.of(self.plan.arena_size)
         if memory is not self.arena:
             self.arena = memory
@@ -345,6 +373,29 @@ class Arena:
         return self.memory
 
 
+def _described(leaf):
+    return "number" if isinstance(leaf, float) else f"{leaf.dtype.name} {leaf.shape}"
+
+
+@contextlib.contextmanager
+def _names_of(fn, recording):
+    """While fn runs: when it returns, its variables name the tensors that they hold."""
+    code = getattr(inspect.unwrap(fn), "__code__", None)
+    before = sys.getprofile()
+
+    def watch(frame, event, arg):
+        if event == "return" and frame.f_code is code:
+            for name, value in frame.f_locals.items():
+                if isinstance(value, Tensor):
+                    recording.names.setdefault(id(value), name)
+
+    sys.setprofile(watch if before is None else before)
+    try:
+        yield
+    finally:
+        sys.setprofile(before)
+
+
 class Memory(NamedTuple):
     """Bytes of an arena, and of all its buffers if each had memory of its own."""
     arena: int
@@ -368,23 +419,56 @@ class Staged:
         functools.update_wrapper(self, fn)
         self._fn = fn
         self._keep_grads = keep_grads
+        self._first = ()
         self._programs = collections.OrderedDict()
         self._arena = Arena()
-        self.recordings = 0
+        self._log = []    # one line for each recording: what for
 
     def __get__(self, instance, owner):
-        return self if instance is None else functools.partial(self, instance)
+        if instance is None:
+            return self
+        # A method: the same programs, with the instance as the first argument.
+        bound = copy_of(self)
+        bound._first = (*self._first, instance)
+        return bound
 
     def eager(self, *args, **kwargs):
         """The function gate by gate, every value at hand."""
-        return self._fn(*args, **kwargs)
+        return self._fn(*self._first, *args, **kwargs)
+
+    @property
+    def recordings(self):
+        """How many times the function was recorded."""
+        return len(self._log)
+
+    def _last(self):
+        for programs in reversed(self._programs.values()):
+            if programs:
+                return programs[-1]
+        raise error(StagingError, "nothing is recorded yet", got="no program", expected="a call before",
+                    fix="call the staged function once")
+
+    def stages(self):
+        """The program used last, as a listing: str() of it numbers the forward stages in order."""
+        program = self._last()
+        return Listing(program.recording, program.plan)
+
+    def explain(self):
+        """What was recorded and why, and what the program used last took for granted, as a text."""
+        lines = [f"{self.__name__}: recorded {self.recordings} times, {len(self._programs)} signatures kept"]
+        lines += [f"  {n}. for ({text})" for n, text in enumerate(self._log, 1)]
+        if self._log:
+            program = self._last()
+            lines.append(f"the last program: {len(program.program)} instructions, {self.memory}")
+            lines.append("captured by reference:")
+            lines += [f"  {t.name or type(t).__name__} {t.dtype.name} {t.shape}" for t, _ in program.captured if t.ndim]
+        return "\n".join(lines)
 
     @property
     def memory(self):
         """The memory of the program used last: the arena against the sum of its buffers, in bytes."""
-        for programs in reversed(self._programs.values()):
-            return Memory(programs[-1].plan.arena_size, programs[-1].plan.whole_size)
-        return Memory(0, 0)
+        plan = self._last().plan
+        return Memory(plan.arena_size, plan.whole_size)
 
     def reset(self):
         """Forget all programs."""
@@ -393,33 +477,82 @@ class Staged:
 
     def __call__(self, *args, **kwargs):
         if get_recorder() is not None or differentiating() or os.environ.get("FASTBP_STAGED") == "0":
-            return self._fn(*args, **kwargs)
-        return self._replay(args, kwargs, 1)
+            return self._fn(*self._first, *args, **kwargs)
+        return self._replay(self._first + args, kwargs, 1)
 
     def repeat(self, times, *args, **kwargs):
-        """As `times` calls on the same arguments; returns what the last returns."""
-        return self._replay(args, kwargs, times)
+        """As `times` calls on the same arguments; returns what the last returns.
+
+        Ctrl-C stops between two of them.
+        """
+        count = checked_batch_size(times)
+        if get_recorder() is not None or differentiating() or os.environ.get("FASTBP_STAGED") == "0":
+            for _ in range(count):
+                result = self(*args, **kwargs)
+            return result
+        return self._replay(self._first + args, kwargs, count)
+
+    def epoch(self, *arrays, batch_size, shuffle=False, rng=None, progress=None):
+        """One pass over the rows of `arrays` in batches; the mean of the batch losses, by rows.
+
+        The batches and their order are those of `data.batches`; the step is called with each,
+        and returns one scalar or a tuple that begins with it. All labels are checked before the
+        first batch. `progress(done, total)` is called at most ten times a second and at the end.
+        Ctrl-C stops between two batches.
+        """
+        n, size = rows(arrays), checked_batch_size(batch_size)
+        chosen = order(n, shuffle, rng)
+        arrays = [a.numpy() if isinstance(a, Tensor) else a for a in arrays]
+        total, shown, checked = 0.0, time.monotonic(), False
+        for start in range(0, n, size):
+            part = slice(start, start + size) if chosen is None else chosen[start:start + size]
+            batch = [a[part] for a in arrays]
+            if not checked and os.environ.get("FASTBP_STAGED") != "0":
+                self._check_labels(batch, arrays)
+                checked = True
+            result = self(*batch)
+            loss = result[0] if isinstance(result, tuple) else result
+            if not isinstance(loss, Tensor) or loss.ndim:
+                raise error(StagingError, "epoch: the step returns no scalar", got=repr(loss)[:80],
+                            expected="a 0-d loss, or a tuple that begins with one", fix="return loss")
+            total += loss.item() * len(batch[0])
+            now = time.monotonic()
+            if progress is not None and (now - shown >= 0.1 or start + size >= n):
+                shown = now
+                progress(min(start + size, n), n)
+        return total / n
+
+    def _check_labels(self, batch, arrays):
+        """Every label and index of the epoch, by the checks of the program for the first batch."""
+        program, _, _ = self._program_for(self._first + tuple(batch), {})
+        for (x, _, check, _), number in zip(program.index_entries, program.index_sources, strict=True):
+            if number is not None and x.ndim == 1 and len(self._first) <= number:
+                _check_index(from_numpy(np.ascontiguousarray(arrays[number - len(self._first)])), check, None)
 
     def _replay(self, args, kwargs, times):
+        with _replay:
+            program, leaves, given = self._program_for(args, kwargs)
+            return self._hand_out(program, program.run(given, self._arena, times), leaves)
+
+    def _program_for(self, args, kwargs):
+        """The program for these arguments, recorded if need be; their leaves, as given and as tensors."""
         leaves, key = [], []
         _flatten((args, kwargs), leaves, key)
         mode = set_grad_enabled(True)
         set_grad_enabled(mode)
         key = (*key, mode)
-        with _replay:
-            given = [_as_tensor(leaf) for leaf in leaves]
-            programs = self._programs.setdefault(key, [])
-            self._programs.move_to_end(key)
-            for program in programs:
-                if program.fits(given):
-                    ran = program.run(given, self._arena, times)
-                    if ran is not None:
-                        return self._hand_out(program, ran, leaves)
-            program = self._record(args, kwargs, leaves, given)
-            programs.append(program)
-            while len(self._programs) > PROGRAMS:
-                self._programs.popitem(last=False)
-            return self._hand_out(program, program.run(given, self._arena, times), leaves)
+        given = [_as_tensor(leaf) for leaf in leaves]
+        programs = self._programs.setdefault(key, [])
+        self._programs.move_to_end(key)
+        for program in programs:
+            if program.fits(given) and program.labels_fit(given):
+                return program, leaves, given
+        program = self._record(args, kwargs, leaves, given)
+        program.labels_fit(given)
+        programs.append(program)
+        while len(self._programs) > PROGRAMS:
+            self._programs.popitem(last=False)
+        return program, leaves, given
 
     def _hand_out(self, program, ran, leaves):
         result, made = ran
@@ -436,7 +569,8 @@ class Staged:
         args, kwargs = _rebuild((args, kwargs), iter(inputs))
         set_recorder(recording)
         try:
-            result = self._fn(*args, **kwargs)
+            with _names_of(self._fn, recording):
+                result = self._fn(*args, **kwargs)
         except BaseException:
             set_recorder(None)
             for take_back in reversed(recording.undo):
@@ -444,7 +578,7 @@ class Staged:
             raise
         finally:
             set_recorder(None)
-        self.recordings += 1
+        self._log.append(", ".join(_described(leaf) for leaf in leaves))
         return Replay(recording, inputs, result, leaves, self._keep_grads)
 
 

@@ -10,7 +10,7 @@ from fastbp.errors import DtypeError, ShapeError, error
 from fastbp.gates.arithmetic import add
 from fastbp.gates.shape import sum_to
 from fastbp_ext.gate import clone
-from fastbp_ext.tensor import OPERATORS, Tensor, empty, set_grad_enabled, tensor
+from fastbp_ext.tensor import OPERATORS, Tensor, empty, get_recorder, set_grad_enabled, tensor
 
 
 class no_grad:
@@ -112,12 +112,17 @@ def walk(stages, gradients, follow=None):
         dy = gradients.pop(id(stage), None)
         if dy is None:
             continue
+        recorder = get_recorder()
+        if recorder is not None:
+            recorder.undoing = stage
         for which, x in enumerate(stage._inputs):
             if x.requires_grad and (follow is None or id(x) in follow):
                 dx = vjp_of(stage, which, dy)
                 if dx is not None:
                     before = gradients.get(id(x))
                     gradients[id(x)] = dx if before is None else add(before, dx)
+        if recorder is not None:
+            recorder.undoing = None
 
 
 def ones_like(t):

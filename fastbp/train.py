@@ -73,17 +73,21 @@ def run_fastbp(model, X, y, epochs, batch_size, lr, seed, after_epoch):
     """Train by SGD; `after_epoch(epoch, seconds)` is not counted. Seconds of training are returned."""
     opt = optim.SGD(model.parameters(), lr=lr)
     rng = np.random.default_rng(seed)
+
+    @fb.staged
+    def step(x, labels):
+        loss = fb.cross_entropy(model(x), labels)
+        opt.zero_grad()
+        loss.backward()
+        opt.step()
+        return loss
+
     total = 0.0
     for epoch in range(epochs):
         bar = Bar(len(X), sys.stderr)
-        done, begin = 0, time.perf_counter()
-        for xb, yb in data.batches(X, y, batch_size=batch_size, shuffle=True, rng=rng):
-            loss = fb.cross_entropy(model(xb), yb)
-            opt.zero_grad()
-            loss.backward()
-            opt.step()
-            done += len(xb)
-            bar.show(done, f"epoch {epoch + 1:3d}/{epochs}")
+        begin = time.perf_counter()
+        step.epoch(X, y, batch_size=batch_size, shuffle=True, rng=rng,
+                   progress=lambda done, total, e=epoch, b=bar: b.show(done, f"epoch {e + 1:3d}/{epochs}"))
         seconds = time.perf_counter() - begin
         bar.clear()
         total += seconds

@@ -754,10 +754,10 @@ cdef class Update:
         cdef Tensor x
         if recording():
             recorder().add(self)
-            return
-        self.lower_to(now)
+        else:
+            self.lower_to(now)
         for x in self.outputs:
-            x._changed()
+            x._changed()    # while recording too: a backward after it is refused as it is gate by gate
 
 
 def update(str kernel, tuple states, Tensor gradient, Tensor hyper):

@@ -18,7 +18,7 @@ def blocks(language):
 def test_the_code_runs_and_prints_what_the_comments_say(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     examples = [b for b in blocks("python") if "import fastbp" in b]
-    assert len(examples) >= 2
+    assert len(examples) >= 3
     for code in examples:
         exec(compile(code, "README.md", "exec"), {})
         printed = capsys.readouterr().out.splitlines()

@@ -1,4 +1,6 @@
 """Staged functions: the same bits as gate by gate, and what recording takes for granted."""
+from pathlib import Path
+
 import numpy as np
 import pytest
 from cases import ALL, CASES
@@ -249,3 +251,245 @@ def test_recording_copies_nothing():
     with pytest.raises(fb.StagingError, match="copy_"):
         f(fb.ones(2))
     assert state.numpy().tolist() == [0, 0]
+
+
+# --- whole epochs
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_an_epoch_takes_the_batches_of_data_batches(shuffle):
+    X, y = data.load_digits()
+    X, y = X[:203], y[:203]
+    (a, _, step), (b, _, other) = net("adam"), net("adam")
+    for seed in (1, 2):
+        mean = step.epoch(X, y, batch_size=32, shuffle=shuffle, rng=seed)
+        losses = [(other.eager(xb, yb).item(), len(xb))
+                  for xb, yb in data.batches(X, y, batch_size=32, shuffle=shuffle, rng=seed)]
+        assert mean == pytest.approx(sum(loss * n for loss, n in losses) / 203, rel=1e-12)
+    for p, q in zip(a.parameters(), b.parameters(), strict=True):
+        assert same_bits(p, q)
+    assert step.recordings == 2, "batches of 32, and the last short one"
+
+
+def test_an_epoch_shows_progress_and_may_replay_inside():
+    X, y = data.load_digits()
+    _, _, step = net("sgd")
+    _, _, other = net("sgd")
+    seen = []
+
+    def progress(done, total):
+        seen.append((done, total))
+        other(X[:4], y[:4])
+
+    step.epoch(X, y, batch_size=100, progress=progress)
+    assert seen[-1] == (1797, 1797)
+
+
+def test_an_epoch_checks_all_labels_before_the_first_batch():
+    X, y = data.load_digits()
+    model, _, step = net("sgd")
+    y = y.copy()
+    y[150] = 17
+    before = [p.numpy().tobytes() for p in model.parameters()]
+    with pytest.raises(IndexError, match="17 at row 150"):
+        step.epoch(X[:200], y[:200], batch_size=20)
+    assert [p.numpy().tobytes() for p in model.parameters()] == before
+
+
+@pytest.mark.parametrize("call, kind", [
+    (lambda step, X, y: step.epoch(X, y[:5], batch_size=2), ValueError),
+    (lambda step, X, y: step.epoch(X, y, batch_size=0), ValueError),
+    (lambda step, X, y: step.epoch(X[:0], y[:0], batch_size=2), ValueError),
+    (lambda step, X, y: step.repeat(0, X, y), ValueError),
+    (lambda step, X, y: fb.staged(lambda x: x).epoch(X, batch_size=2), fb.StagingError),
+])
+def test_epochs_and_repeats_that_make_no_sense(call, kind):
+    X, y = data.load_digits()
+    _, _, step = net("sgd")
+    with pytest.raises(kind):
+        call(step, X[:10], y[:10])
+
+
+def test_ctrl_c_stops_between_two_runs():
+    """The state is whole and the same object goes on working."""
+    import signal
+    import threading
+    import time
+    X, y = data.load_digits()
+    model, _, step = net("adam")
+    step(X[:32], y[:32])
+    timer = threading.Timer(0.3, lambda: signal.raise_signal(signal.SIGINT))
+    timer.start()
+    begin = time.perf_counter()
+    with pytest.raises(KeyboardInterrupt):
+        step.repeat(10_000_000, X[:32], y[:32])
+    assert time.perf_counter() - begin < 20
+    assert all(np.isfinite(p.numpy()).all() for p in model.parameters())
+    assert np.isfinite(step(X[:32], y[:32]).item())
+
+
+# --- what a program takes for granted
+
+def test_the_mode_of_modules_is_part_of_the_signature():
+    class Doubler(nn.Module):
+        def forward(self, x):
+            return x * 2.0 if self.training else x
+
+    model = Doubler()
+    f = fb.staged(lambda x: model(x))
+    assert f(fb.ones(1)).item() == 2
+    model.eval()
+    assert f(fb.ones(1)).item() == 1
+    model.train()
+    assert f(fb.ones(1)).item() == 2 and f.recordings == 2
+
+
+def test_momentum_that_begins_is_seen():
+    (a, opt_a, step), (b, opt_b, other) = net("sgd"), net("sgd")
+    X, y = data.load_digits()
+    for n in range(6):
+        if n == 3:
+            opt_a.param_groups[0]["momentum"] = opt_b.param_groups[0]["momentum"] = 0.9
+        assert_same(step(X[:8], y[:8]), other.eager(X[:8], y[:8]))
+    for p, q in zip(a.parameters(), b.parameters(), strict=True):
+        assert same_bits(p, q)
+
+
+def test_parameters_that_move_are_seen():
+    X, y = data.load_digits()
+    model = nn.Linear(64, 10, rng=0)
+    f = fb.staged(lambda x: model(x))
+    first = f(X[:2])
+    model.to("float64")
+    assert f(X[:2].astype("float64")).dtype == np.float64
+    model.to("float32")
+    assert_same(f(X[:2]), first)
+
+
+def test_backward_after_the_update_is_refused():
+    model, opt, _ = net("sgd")
+
+    @fb.staged
+    def step(x, y):
+        loss = fb.cross_entropy(model(x), y)
+        loss.backward(retain_graph=True)
+        opt.step()
+        loss.backward()
+
+    X, y = data.load_digits()
+    with pytest.raises(RuntimeError, match="changed in place"):
+        step(X[:4], y[:4])
+
+
+def test_a_method_is_staged_with_its_instance():
+    class Scale:
+        def __init__(self, k):
+            self.k = fb.full((), k)
+
+        @fb.staged
+        def times(self, x):
+            return x * self.k
+
+    two, three = Scale(2.0), Scale(3.0)
+    for _ in range(2):
+        assert two.times(fb.ones(1)).item() == 2 and three.times(fb.ones(1)).item() == 3
+    assert two.times.eager(fb.ones(1)).item() == 2 and Scale.times.recordings == 2
+    assert two.times.repeat(3, fb.ones(1)).item() == 2
+
+
+def test_many_batch_sizes_keep_to_64_programs_and_one_arena():
+    f = fb.staged(lambda x: (fb.exp(x) * x).sum())
+    for n in range(1, 201):
+        f(fb.ones(n))
+    assert len(f._programs) == 64 and f.recordings == 200
+    f.reset()
+    assert len(f._programs) == 0 and f(fb.ones(3)).item() == pytest.approx(3 * np.e, rel=1e-6)
+
+
+def test_two_threads_on_one_program():
+    from concurrent.futures import ThreadPoolExecutor
+    f = fb.staged(lambda x: fb.tanh(x @ x).sum())
+    xs = [fb.randn(60, 60, rng=n) for n in range(4)]
+    expected = [f.eager(x) for x in xs]
+    with ThreadPoolExecutor(4) as pool:
+        for got, want in zip(pool.map(f, xs * 25), expected * 25, strict=True):
+            assert same_bits(got, want)
+
+
+def test_a_child_after_fork_goes_on():
+    import os
+    f = fb.staged(lambda x: x * 2.0)
+    f(fb.ones(1))
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0 if f(fb.ones(1)).item() == 2 else 1)
+    assert os.waitpid(pid, 0)[1] == 0
+
+
+# --- what it shows
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def golden(name, text):
+    path = GOLDEN / name
+    assert path.read_text() == text + "\n", f"the listing changed; if it should, write it to {path}"
+
+
+def circuit_of_the_text():
+    @fb.staged
+    def circuit(x, y):
+        sigy = fb.sigmoid(y)
+        num = x + sigy
+        sigx = fb.sigmoid(x)
+        xpy = x + y
+        xpysqr = xpy**2
+        den = sigx + xpysqr
+        f = num / den
+        f.backward()
+        return f
+    return circuit
+
+
+def test_the_listing_of_the_texts_circuit():
+    circuit = circuit_of_the_text()
+    x, y = (fb.tensor(np.float64(v), requires_grad=True, name=n) for v, n in ((3, "x"), (-4, "y")))
+    assert abs(circuit(x, y).item() - 1.5456448841) < 1e-10
+    assert abs(x.grad.item() - 2.0595697956) < 1e-10 and abs(y.grad.item() - 1.5922327515) < 1e-10
+    golden("circuit.txt", str(circuit.stages()))
+    assert "recorded 1 times" in circuit.explain() and "arena" in circuit.explain()
+
+
+@pytest.mark.parametrize("off", ["", "dead", "in_place", "dead,in_place"])
+def test_passes_change_no_bit_and_fire(off, monkeypatch):
+    def f(x, w):
+        fb.exp(x).sum()      # nobody needs it
+        h = fb.tanh(x @ w)
+        y = fb.relu(h + 1.0) * h
+        return (y * y).mean()
+
+    x, w = fb.randn(30, 20, rng=0), fb.randn(20, 10, rng=1)
+    staged = fb.staged(fb.value_and_grad(f, argnums=(0, 1)))
+    monkeypatch.setenv("FASTBP_PASSES_OFF", off)
+    assert_same(staged(x, w), staged.eager(x, w))
+    plan = staged._last().plan
+    assert any(s._gate.name == "exp" for s in plan.stages) == ("dead" in off)
+    assert bool(plan.shares) == ("in_place" not in off)
+    if not off:
+        golden("passes.txt", str(staged.stages()))
+
+
+def test_the_verifier_refuses_wrong_plans():
+    from fastbp.planner.verify import verify
+    f = fb.staged(lambda x: fb.exp(fb.tanh(x) * 2.0))
+    f(fb.ones(3))
+    plan = f._last().plan
+    verify(plan)
+    plan.stages = plan.stages[1:]
+    with pytest.raises(RuntimeError, match="not there"):
+        verify(plan)
+    f.reset()
+    f(fb.ones(3))
+    plan = f._last().plan
+    plan.shares[id(plan.stages[0])] = plan.inputs[0]
+    with pytest.raises(RuntimeError, match="input"):
+        verify(plan)

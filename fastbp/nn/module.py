@@ -4,7 +4,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fastbp.errors import DtypeError, ShapeError, error
-from fastbp_ext.tensor import Tensor, adopt, empty, tensor
+from fastbp_ext.tensor import Tensor, adopt, empty, get_recorder, tensor
 
 
 class Parameter(Tensor):
@@ -68,6 +68,9 @@ class Module:
         raise NotImplementedError(f"{type(self).__name__} has no forward")
 
     def __call__(self, *args, **kwargs):
+        recorder = get_recorder()
+        if recorder is not None:
+            recorder.met(self)
         try:
             return self.forward(*args, **kwargs)
         except (ShapeError, DtypeError, IndexError) as problem:
