@@ -16,6 +16,7 @@ import numpy as np
 from fastbp.data.batching import checked_batch_size, order, rows
 from fastbp.differentiate import differentiating
 from fastbp.errors import StagingError, error
+from fastbp.gates.arithmetic import add
 from fastbp.gates.shape import copy
 from fastbp.planner import plan
 from fastbp.planner.arena import lives
@@ -50,6 +51,7 @@ class Recording:
         self.bound = {}       # id of an input: the first call's tensor
         self.grads = {}       # id of a leaf: (leaf, its gradient now)
         self.grad_inputs = []  # (leaf, the recorded tensor that stands for its gradient at entry)
+        self.accumulates = set()  # ids of arguments whose gradient is added to
         self.grad_guards = []  # (leaf, whether it had a gradient at entry)
         self.guards = []      # (a call, what it returned): a program holds while it returns the same
         self.undo = []        # calls that take back what recording made
@@ -106,7 +108,9 @@ class Recording:
 
     def grad_of(self, leaf, actual):
         if id(leaf) not in self.grads:
-            if leaf._abstract and leaf._root is not leaf:
+            if leaf._abstract:      # an argument: what it has at each call is added to afterwards
+                self.accumulates.add(id(leaf))
+                self.grads[id(leaf)] = leaf, None
                 return None
             self.grad_guards.append((leaf, actual is not None))
             if actual is not None:
@@ -396,6 +400,15 @@ def _names_of(fn, recording):
         sys.setprofile(before)
 
 
+def _plain_add(x, y):
+    """x + y, with no graph."""
+    mode = set_grad_enabled(False)
+    try:
+        return add(x, y)
+    finally:
+        set_grad_enabled(mode)
+
+
 class Memory(NamedTuple):
     """Bytes of an arena, and of all its buffers if each had memory of its own."""
     arena: int
@@ -558,7 +571,11 @@ class Staged:
         result, made = ran
         for leaf, g in program.grads:
             if isinstance(leaf, int) and isinstance(leaves[leaf], Tensor):
-                leaves[leaf].grad = None if g is None else made[program.number_of_result[id(g)]]
+                t, before = leaves[leaf], leaves[leaf].grad
+                made_now = None if g is None else made[program.number_of_result[id(g)]]
+                if id(program.inputs[leaf]) in program.recording.accumulates and before is not None:
+                    made_now = before if made_now is None else _plain_add(before, made_now)
+                t.grad = made_now
         return result
 
     def _record(self, args, kwargs, leaves, given):

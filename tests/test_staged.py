@@ -493,3 +493,97 @@ def test_the_verifier_refuses_wrong_plans():
     plan.shares[id(plan.stages[0])] = plan.inputs[0]
     with pytest.raises(RuntimeError, match="input"):
         verify(plan)
+
+
+# --- more programs
+
+def test_keep_grads():
+    model, opt, _ = net("sgd")
+    other, opt_b, _ = net("sgd")
+    X, y = data.load_digits()
+
+    def body(model, opt, x, labels):
+        loss = fb.cross_entropy(model(x), labels)
+        opt.zero_grad()
+        loss.backward()
+        opt.step()
+        return loss
+
+    step = fb.staged(lambda x, labels: body(model, opt, x, labels), keep_grads=True)
+    for _ in range(2):
+        step(X[:8], y[:8])
+        body(other, opt_b, X[:8], y[:8])
+    for p, q in zip(model.parameters(), other.parameters(), strict=True):
+        assert same_bits(p.grad, q.grad) and same_bits(p, q)
+        p.grad.numpy()[...] = 0      # its own memory: the next call does not mind
+    step(X[:8], y[:8])
+
+
+def test_several_backwards_and_two_updates_in_one_step():
+    def make():
+        rng = np.random.default_rng(0)
+        a, b = nn.Linear(64, 20, rng=rng), nn.Linear(20, 10, rng=rng)
+        opt_a, opt_b = optim.Adam(a.parameters(), lr=0.01), optim.SGD(b.parameters(), lr=0.1, momentum=0.5)
+
+        @fb.staged
+        def step(x, y):
+            first = fb.cross_entropy(b(fb.tanh(a(x))), y)
+            opt_a.zero_grad()
+            opt_b.zero_grad()
+            first.backward()
+            opt_b.step()
+            second = fb.cross_entropy(b(fb.relu(a(x))), y)
+            second.backward()
+            opt_a.step()
+            return first, {"second": second}
+        return [*a.parameters(), *b.parameters()], step
+
+    X, y = data.load_digits()
+    (p, step), (q, other) = make(), make()
+    for n in range(5):
+        rows = slice(8 * n, 8 * n + 8)
+        for t in q:
+            t.grad = None
+        assert_same(list(step(X[rows], y[rows])), list(other.eager(X[rows], y[rows])))
+    for s, t in zip(p, q, strict=True):
+        assert same_bits(s, t)
+
+
+def test_arguments_that_require_gradients():
+    @fb.staged
+    def f(x, w):
+        y = (x * w).sum()
+        y.backward()
+        return y
+
+    x, w = fb.tensor([1.0, 2.0], requires_grad=True), fb.tensor([3.0, 4.0])
+    f(x, w)
+    assert x.grad.numpy().tolist() == [3, 4] and w.grad is None
+    f(x, w)
+    assert x.grad.numpy().tolist() == [6, 8], "accumulated, as gate by gate"
+    other = fb.tensor([5.0, 6.0], requires_grad=True)
+    f(other, w)
+    assert other.grad.numpy().tolist() == [3, 4] and x.grad.numpy().tolist() == [6, 8]
+
+
+def test_structures_of_arguments_and_results():
+    f = fb.staged(lambda p, flag, *, scale=1.0: {"y": [p["w"] * scale, (p["b"][0] if flag else p["b"][1],)], "n": 3})
+    p = {"w": fb.ones(2), "b": (fb.zeros(1), np.ones(1, np.float32))}
+    for flag in (True, False):
+        for scale in (1.0, 2.5):
+            got, want = f(p, flag, scale=scale), f.eager(p, flag, scale=scale)
+            assert got["n"] == 3 and isinstance(got["y"][1], tuple)
+            assert_same(got["y"], want["y"])
+    assert f.recordings == 2
+
+
+def test_memory_does_not_grow():
+    import resource
+    f = fb.staged(lambda x: (fb.tanh(x) * x).sum())
+    x = fb.ones(100)
+    for _ in range(2000):
+        f(x)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for _ in range(30_000):
+        f(x)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2000
