@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fastbp.data.batching import checked_batch_size, order, rows
-from fastbp.differentiate import differentiating
+from fastbp.differentiate import differentiating, tree_map
 from fastbp.errors import StagingError, error
 from fastbp.gates.arithmetic import add
 from fastbp.gates.shape import copy
@@ -242,7 +242,7 @@ class Replay:
                 taken.add(id(t._root))
                 recording.results.append(t)
                 return t
-            self.result = _map_result(own, self.result)
+            self.result = tree_map(own, self.result)
             self.grads = [(leaf, None if g is None else own(g.detach())) for leaf, g in self.grads]
         finally:
             set_recorder(before)
@@ -320,7 +320,7 @@ class Replay:
         for leaf, g in self.grads:
             if not isinstance(leaf, int):
                 leaf.grad = None if g is None else made[self.number_of_result[id(g)]]
-        return _map_result(
+        return tree_map(
             lambda t: made[self.number_of_result[id(t)]] if isinstance(t, Tensor) else t, self.result), made
 
     def _apart(self, given):
@@ -353,16 +353,6 @@ def _captured(plan):
             if not t._abstract:
                 seen[id(t)] = t
     return seen.values()
-
-
-def _map_result(function, tree):
-    if isinstance(tree, dict):
-        return {k: _map_result(function, v) for k, v in tree.items()}
-    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-        return type(tree)(*(_map_result(function, v) for v in tree))
-    if isinstance(tree, (list, tuple)):
-        return type(tree)(_map_result(function, v) for v in tree)
-    return function(tree)
 
 
 class Arena:
@@ -595,6 +585,7 @@ class Staged:
             raise
         finally:
             set_recorder(None)
+        recording.bound.clear()    # the first call's arguments are not kept
         self._log.append(", ".join(_described(leaf) for leaf in leaves))
         return Replay(recording, inputs, result, leaves, self._keep_grads)
 

@@ -587,3 +587,15 @@ def test_memory_does_not_grow():
     for _ in range(30_000):
         f(x)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2000
+
+
+def test_arguments_are_not_kept():
+    import gc
+    import weakref
+    f = fb.staged(lambda x: x * 2.0)
+    x = fb.ones(1000)
+    seen = weakref.ref(x)
+    f(x)
+    del x
+    gc.collect()
+    assert seen() is None
