@@ -73,7 +73,7 @@ def value_and_grad(fn, argnums=0, has_aux=False):
 
     @functools.wraps(fn)
     def call(*args, **kwargs):
-        wanted = [range(len(args))[a] for a in (argnums if many else (argnums,))]
+        wanted = [_position(a, len(args)) for a in (argnums if many else (argnums,))]
         leaves = []
 
         def own(x):
@@ -101,6 +101,14 @@ def value_and_grad(fn, argnums=0, has_aux=False):
         found = tuple(tree_map(of, args[i]) for i in wanted)
         return (y, aux) if has_aux else y, found if many else found[0]
     return call
+
+
+def _position(argnum, count):
+    if not isinstance(argnum, numbers.Integral) or not -count <= argnum < count:
+        raise error(TypeError, "grad: argnums names no argument", got=f"{argnum!r} of {count} arguments given by place",
+                    expected=f"{-count} to {count - 1}" if count else "an argument given by place",
+                    fix="count from 0, and give that argument by place")
+    return argnum % count
 
 
 def _zeros(x):

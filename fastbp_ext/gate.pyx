@@ -25,7 +25,7 @@ from fastbp_ext.cpu import TABLE
 from fastbp_ext.tensor import tensor
 
 cdef object bind_method = types.MethodType
-cdef tuple NUMBERS = (float, int, np.number, np.bool_)
+cdef tuple NUMBERS = (float, int, np.floating, np.integer, np.bool_)
 cdef dict NOTHING = {}
 
 cdef enum Form:

@@ -804,7 +804,8 @@ def tensor(data, dtype=None, bint requires_grad=False, name=None):
     if dtype is not None:
         if array.dtype.kind not in "biuf":
             wrap_array(array)    # raises, and names the dtype
-        array = array.astype(NUMPY_DTYPES[_dtype_kind(dtype)], copy=False)
+        wanted = NUMPY_DTYPES[_dtype_kind(dtype)]
+        array = np.array(data, dtype=wanted, order="C") if plain else array.astype(wanted, copy=False)
     elif plain and array.dtype.kind in "biuf" and not (array.dtype.kind == "b" and array.size):
         array = array.astype(np.float32)
     cdef Tensor shared = wrap_array(array)

@@ -350,3 +350,9 @@ def test_groups_nest():
     a, b = outer(f64(1, requires_grad=True))
     assert a._group.parent is b._group and b._group.name == "outer" and b._group.parent is None
     assert (f64(1, requires_grad=True) * 2)._group is None
+
+
+def test_argnums_that_name_no_argument():
+    for bad in (1, -2, "x", 0.5):
+        with pytest.raises(TypeError, match="argnums"):
+            fb.grad(lambda x: x, argnums=bad)(1.0)

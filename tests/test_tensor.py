@@ -212,3 +212,11 @@ def test_transpose_takes_numpys_arguments():
         assert y.shape == (4, 2, 3)
     for y in (x.transpose(), fb.transpose(x, None), fb.transpose(x, axes=None), x.T):
         assert y.shape == (4, 3, 2)
+
+
+def test_values_that_do_not_fit_are_refused():
+    with pytest.raises(OverflowError):
+        fb.tensor([300], dtype="int8")
+    with pytest.raises(fb.DtypeError, match="complex"):
+        fb.ones(2) + np.complex64(1)
+    assert fb.tensor([1, 2], dtype="int8").dtype == np.int8

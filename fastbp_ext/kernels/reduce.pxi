@@ -152,7 +152,7 @@ cdef inline void reduce_rows(const fb_instruction* i, Py_ssize_t start, Py_ssize
 
 cdef inline void reduce_columns(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop, real identity,
                                 fold f) noexcept nogil:
-    """The last kept dimension is contiguous: up to 64 sums side by side, row after row."""
+    """The last kept dimension is contiguous: up to 32 sums side by side, row after row."""
     cdef real lane[4][SUM_LANES][COLUMNS]
     cdef real level[SUM_LEVELS][COLUMNS]
     cdef Py_ssize_t n = size_of(i, i.kept, i.ndim)
