@@ -223,6 +223,7 @@ class Replay:
                 value = None
             self.grads.append((by_id.get(id(leaf), leaf), value))
         self._own_results()
+        self.writes_gradients = any(g is not None for _, g in self.grads)
         self.plan = plan(recording)
         self._build()
 
@@ -314,9 +315,11 @@ class Replay:
             y = empty(t._root.shape, t.dtype)
             program.bind(slot, y)
             made.append(result_of(t, y, END if self.follows[id(t)] else None))
-        program.run(times)
-        for t in self.written:
-            t._changed()
+        try:
+            program.run(times)
+        finally:    # Ctrl-C stops between two runs: some were done
+            for t in self.written:
+                t._changed()
         for leaf, g in self.grads:
             if not isinstance(leaf, int):
                 leaf.grad = None if g is None else made[self.number_of_result[id(g)]]
@@ -535,6 +538,11 @@ class Staged:
     def _replay(self, args, kwargs, times):
         with _replay:
             program, leaves, given = self._program_for(args, kwargs)
+            # What writes gradients adds to them, and so to what a run before it left: one run at a time.
+            for _ in range(times - 1 if program.writes_gradients else 0):
+                self._hand_out(program, program.run(given, self._arena), leaves)
+                program, leaves, given = self._program_for(args, kwargs)
+            times = 1 if program.writes_gradients else times
             return self._hand_out(program, program.run(given, self._arena, times), leaves)
 
     def _program_for(self, args, kwargs):

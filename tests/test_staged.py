@@ -599,3 +599,18 @@ def test_arguments_are_not_kept():
     del x
     gc.collect()
     assert seen() is None
+
+
+def test_repeat_accumulates_where_calls_would():
+    x, w = fb.tensor([1.0, 2.0]), fb.tensor([3.0, 4.0], requires_grad=True)
+
+    @fb.staged
+    def f(x):
+        (x * w).sum().backward()
+
+    f.repeat(5, x)
+    assert w.grad.numpy().tolist() == [5, 10]
+    v = fb.tensor([1.0, 1.0], requires_grad=True)
+    g = fb.staged(lambda v: (v * v).sum().backward())
+    g.repeat(3, v)
+    assert v.grad.numpy().tolist() == [6, 6]
