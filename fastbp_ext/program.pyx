@@ -4,7 +4,8 @@ from libc.stdlib cimport free, malloc, realloc
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from fastbp_ext.abi cimport fb_flush_begin, fb_flush_end, fb_instruction
-from fastbp_ext.tensor cimport NOWHERE, Memory, Tensor, guards_whole, memory_of
+from fastbp_ext.tensor cimport (FLOAT64, NOWHERE, Memory, Tensor, grad_enabled, guards_whole, memory_of, scalar,
+                                wrap_array)
 
 from fastbp_ext.tensor import DEBUG
 
@@ -214,3 +215,41 @@ cdef class Program(Executor):
         for k in range(self.count):
             self.code[k].run(&self.code[k], 0, self.code[k].units)
         fb_flush_end(flush, mode)
+
+
+def match(tuple args, tuple wanted):
+    """The arguments as tensors, where each is as `wanted` says, else None.
+
+    wanted: for each argument (Tensor or array, shape, dtype, requires_grad), or None for a
+    Python number. Arrays that kernels can't read as they are match nothing.
+    """
+    cdef list given
+    cdef Tensor t
+    if len(args) != len(wanted):
+        return None
+    given = []
+    for arg, spec in zip(args, wanted):
+        if spec is None:
+            if type(arg) is not float:
+                return None
+            given.append(scalar(arg, FLOAT64))
+            continue
+        if type(arg) is not spec[0]:
+            return None
+        if isinstance(arg, Tensor):
+            t = <Tensor> arg
+            if not t.contiguous or t.needs_grad != spec[3] or t.abstract:
+                return None
+        else:
+            if arg.dtype is not spec[2] or not arg.flags.c_contiguous or not arg.flags.aligned:
+                return None
+            t = wrap_array(arg)
+        if t.shape != spec[1] or t.dtype is not spec[2]:
+            return None
+        given.append(t)
+    return given
+
+
+def grad_mode():
+    """Whether gates of this thread go on the tape."""
+    return grad_enabled()
