@@ -183,19 +183,10 @@ class _Kept:
 
 def _rebuild(tree, leaves):
     """The nest with its leaves taken from an iterator."""
-    if isinstance(tree, (Tensor, np.ndarray)):
-        return next(leaves)
-    if isinstance(tree, (bool, np.bool_)):
-        return tree
-    if isinstance(tree, numbers.Real):
-        return next(leaves)
-    if isinstance(tree, dict):
-        return {k: _rebuild(v, leaves) for k, v in tree.items()}
-    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-        return type(tree)(*(_rebuild(v, leaves) for v in tree))
-    if isinstance(tree, (list, tuple)):
-        return type(tree)(_rebuild(v, leaves) for v in tree)
-    return tree
+    def is_leaf(t):
+        return isinstance(t, (Tensor, np.ndarray)) or isinstance(t, numbers.Real) and not isinstance(t, bool)
+
+    return tree_map(lambda t: next(leaves) if is_leaf(t) else t, tree)
 
 
 def _as_tensor(leaf):

@@ -50,8 +50,6 @@ def stages_of(roots):
         else:
             stages.append(t)
             stack.extend(t._inputs)
-            if t._gate.form == "copy" and t._gate.name == "staged":
-                t._gate.vjp[0]()    # raises: a replay leaves no graph
     stages.sort(key=lambda t: t._serial, reverse=True)
     return stages, leaves
 

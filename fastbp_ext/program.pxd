@@ -27,7 +27,7 @@ cdef class Program(Executor):
     cdef list kept
     cpdef bind(self, int slot, Tensor memory)
     cdef place(self, int slot, char* address)
-    cdef void execute(self, Py_ssize_t times) noexcept nogil
+    cdef void execute(self) noexcept nogil
 
 
 cdef Executor now

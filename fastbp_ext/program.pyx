@@ -198,23 +198,24 @@ cdef class Program(Executor):
         cdef double begin
         while done < times:
             if not self.long_run and times - done == 1:
-                self.execute(1)
+                self.execute()
                 done += 1
             else:
                 begin = now_seconds()
                 with nogil:
                     while done < times and now_seconds() - begin < 0.05:
-                        self.execute(1)
+                        self.execute()
                         done += 1
                 PyErr_CheckSignals()
         return done
 
-    cdef void execute(self, Py_ssize_t times) noexcept nogil:
+    cdef void execute(self) noexcept nogil:
         cdef int k
-        cdef unsigned mode = fb_flush_begin(flush)
+        cdef bint flushing = flush    # another thread may change the global while this one runs
+        cdef unsigned mode = fb_flush_begin(flushing)
         for k in range(self.count):
             self.code[k].run(&self.code[k], 0, self.code[k].units)
-        fb_flush_end(flush, mode)
+        fb_flush_end(flushing, mode)
 
 
 def match(tuple args, tuple wanted):

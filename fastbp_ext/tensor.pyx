@@ -262,7 +262,8 @@ def result_of(Tensor x, Tensor memory, end):
     else:
         y = seen_in(x, memory)
     if end is not None:
-        set_stage(y, end, (y.detach(),), {})
+        # A backward that reaches it asks `end` for a gradient, and is refused.
+        set_stage(y, end, (y.detach().requires_grad_(),), {})
     return y
 
 

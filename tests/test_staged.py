@@ -614,3 +614,12 @@ def test_repeat_accumulates_where_calls_would():
     g = fb.staged(lambda v: (v * v).sum().backward())
     g.repeat(3, v)
     assert v.grad.numpy().tolist() == [6, 6]
+
+
+def test_a_result_may_be_a_constant_of_another_gradient():
+    x = fb.tensor([1.0, 2.0], requires_grad=True)
+    y = fb.staged(lambda x: x * 2.0)(x)
+    assert fb.grad(lambda z: (z * y).sum())(fb.ones(2)).numpy().tolist() == [2, 4]
+    with pytest.raises(fb.StagingError):
+        (y * 3.0).sum().backward()
+    assert x.grad is None

@@ -34,7 +34,8 @@ sqrt = elementwise("sqrt(x)", "y = x^(1/2)", doc="The gradient at 0 is inf.", vj
 abs = elementwise("abs(x)", "y = |x|", operator="|x|", doc="The gradient at 0 is 0.", vjp=[
     lambda dy, y, x: dy * sign(x)])
 
-sign = elementwise("sign(x)", "y = -1, 0 or 1", doc="The gradient is 0 everywhere.", vjp=[None])
+sign = elementwise("sign(x)", "y = -1, 0 or 1", doc="The gradient is 0 everywhere.", vjp=[
+    lambda dy, y, x: as_floats(lt(x, x), x)])    # x < x nowhere: zeros
 
 exp = elementwise("exp(x)", "y = e^x", vjp=[
     lambda dy, y, x: dy * y])
