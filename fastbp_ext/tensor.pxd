@@ -79,4 +79,4 @@ cdef object staging_error(str what, str fix)
 
 cdef enum:
     # Where an abstract tensor's memory would begin: what is added to it is an offset.
-    NOWHERE = 1 << 40
+    NOWHERE = 1 << 30
