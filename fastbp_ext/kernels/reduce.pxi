@@ -34,19 +34,24 @@ cdef inline void fold_into(real* a, const real* x, Py_ssize_t n, fold f) noexcep
         store_part(a + i, f(load_part(a + i, n - i), load_part(x + i, n - i)), n - i)
 
 
-cdef inline real fold_lanes(real* lane, fold f) noexcept nogil:
-    """The 16 lanes of a block in one; `lane` is overwritten."""
-    fold_into(lane, lane + 8, 8, f)
-    fold_into(lane, lane + 4, 4, f)
-    fold_into(lane, lane + 2, 2, f)
-    fold_into(lane, lane + 1, 1, f)
-    return lane[0]
+cdef inline real fold_lanes(vec* v, fold f) noexcept nogil:
+    """The 16 lanes of a block, in as many vectors as they take, in one; they are overwritten."""
+    cdef int n = SUM_LANES // LANES, k
+    while n > 1:
+        n //= 2
+        for k in range(n):
+            v[k] = f(v[k], v[k + n])
+    if LANES > 8:
+        v[0] = f(v[0], down(v[0], 8))
+    if LANES > 4:
+        v[0] = f(v[0], down(v[0], 4))
+    if LANES > 2:
+        v[0] = f(v[0], down(v[0], 2))
+    return first_lane(f(v[0], down(v[0], 1)))
 
 
 cdef inline real fold_block(const real* x, Py_ssize_t n, real identity, fold f) noexcept nogil:
     """One contiguous block of n <= SUM_BLOCK elements."""
-    cdef real lane[SUM_LANES]
-    cdef real tail[SUM_LANES]
     cdef vec sum[4][SUM_VECTORS]      # for each quarter as many vectors as 16 lanes take
     cdef Py_ssize_t j = 0
     cdef int v, q
@@ -60,20 +65,14 @@ cdef inline real fold_block(const real* x, Py_ssize_t n, real identity, fold f) 
                     sum[q][v] = f(sum[q][v], load_all(x + q * SUM_QUARTER + j + v * LANES))
             j += SUM_LANES
     else:
-        while j + SUM_LANES <= n:
+        while j < n:
             q = j // SUM_QUARTER
             for v in range(SUM_LANES // LANES):
-                sum[q][v] = f(sum[q][v], load_all(x + j + v * LANES))
+                sum[q][v] = f(sum[q][v], load_or(x + j + v * LANES, n - j - v * LANES, splat(identity)))
             j += SUM_LANES
-        if j < n:
-            q = j // SUM_QUARTER
-            for v in range(SUM_LANES):
-                tail[v] = x[j + v] if j + v < n else identity
-            for v in range(SUM_LANES // LANES):
-                sum[q][v] = f(sum[q][v], load_all(tail + v * LANES))
     for v in range(SUM_LANES // LANES):
-        store_all(lane + v * LANES, f(f(sum[0][v], sum[1][v]), f(sum[2][v], sum[3][v])))
-    return fold_lanes(lane, f)
+        sum[0][v] = f(f(sum[0][v], sum[1][v]), f(sum[2][v], sum[3][v]))
+    return fold_lanes(sum[0], f)
 
 
 cdef inline int carry(real* level, Py_ssize_t width, Py_ssize_t blocks, Py_ssize_t n, fold f) noexcept nogil:
@@ -157,7 +156,7 @@ cdef inline void reduce_columns(const fb_instruction* i, Py_ssize_t start, Py_ss
     cdef real level[SUM_LEVELS][COLUMNS]
     cdef Py_ssize_t n = size_of(i, i.kept, i.ndim)
     cdef Py_ssize_t last = i.shape[i.kept - 1]
-    cdef Py_ssize_t m = start, width, j, k, blocks, in_block, quarters, q, r
+    cdef Py_ssize_t m = start, width, j, k, blocks, in_block, quarters, lanes, q, r
     cdef int top, d
     cdef Py_ssize_t at[12]
     cdef const char* x
@@ -176,8 +175,9 @@ cdef inline void reduce_columns(const fb_instruction* i, Py_ssize_t start, Py_ss
         while j < n:
             in_block = n - j if n - j < SUM_BLOCK else SUM_BLOCK
             quarters = (in_block + SUM_QUARTER - 1) // SUM_QUARTER
+            lanes = in_block if in_block < SUM_LANES else SUM_LANES    # that hold something
             for q in range(quarters):
-                for r in range(SUM_LANES):
+                for r in range(lanes):
                     for k in range(width):
                         lane[q][r][k] = identity
             for r in range(in_block):
@@ -199,9 +199,13 @@ cdef inline void reduce_columns(const fb_instruction* i, Py_ssize_t start, Py_ss
                 fold_into(lane[0][0], lane[2][0], SUM_LANES * COLUMNS, f)
             r = SUM_LANES // 2
             while r:
-                fold_into(lane[0][0], lane[0][r], r * COLUMNS, f)
+                if lanes > r:
+                    for q in range(lanes - r):
+                        fold_into(lane[0][q], lane[0][q + r], width, f)
+                    lanes = r
                 r //= 2
-            memcpy(level[top], lane[0][0], width * sizeof(real))
+            for k in range(width):
+                level[top][k] = lane[0][0][k]
             top = carry(level[0], COLUMNS, blocks, width, f)
             blocks += 1
             j += in_block

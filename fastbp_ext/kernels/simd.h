@@ -168,12 +168,51 @@ FB_BOTH(f32, float, INT32_MAX)
 FB_BOTH(f64, double, INT64_MAX)
 #undef FB_BOTH
 
+/* Lanes by number. */
+#if FB_VECTOR_BYTES == 64
+static const int_f32 fb_lane_f32 = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+static const int_f64 fb_lane_f64 = {0, 1, 2, 3, 4, 5, 6, 7};
+#elif FB_VECTOR_BYTES == 32
+static const int_f32 fb_lane_f32 = {0, 1, 2, 3, 4, 5, 6, 7};
+static const int_f64 fb_lane_f64 = {0, 1, 2, 3};
+#else
+static const int_f32 fb_lane_f32 = {0, 1, 2, 3};
+static const int_f64 fb_lane_f64 = {0, 1};
+#endif
+#if defined(__clang__)
+#define FB_SHUFFLE(S, v, places) \
+    vec_##S moved; \
+    for (int l = 0; l < LANES_##S; l++) moved[l] = v[places[l]]; \
+    return moved
+#else
+#define FB_SHUFFLE(S, v, places) return __builtin_shuffle(v, places)
+#endif
+#define FB_LANES(S, T) \
+    /* m elements, and `fill` in the lanes behind them. */ \
+    FB_INLINE vec_##S load_or_##S(const T *p, Py_ssize_t m, vec_##S fill) { \
+        if (m >= LANES_##S) return load_all_##S(p); \
+        if (m <= 0) return fill; \
+        return select_##S(lt_##S(__builtin_convertvector(fb_lane_##S, vec_##S), splat_##S(m)), load_part_##S(p, m), fill); \
+    } \
+    /* Lane l + k in lane l, counted around. */ \
+    FB_INLINE vec_##S down_##S(vec_##S v, int k) { \
+        int_##S places = (fb_lane_##S + k) & (LANES_##S - 1); \
+        FB_SHUFFLE(S, v, places); \
+    }
+FB_LANES(f32, float)
+FB_LANES(f64, double)
+#undef FB_LANES
+#undef FB_SHUFFLE
+
 #define FB_PICK(name, x) _Generic((x), vec_f32: name##_f32, vec_f64: name##_f64)
 #define FB_PICK_POINTER(name, p) _Generic((p), \
     float *: name##_f32, const float *: name##_f32, double *: name##_f64, const double *: name##_f64)
 #define v_load(p, m) FB_PICK_POINTER(load, p)(p, m)
 #define v_load_all(p) FB_PICK_POINTER(load_all, p)(p)
 #define v_load_part(p, m) FB_PICK_POINTER(load_part, p)(p, m)
+#define v_load_or(p, m, fill) FB_PICK_POINTER(load_or, p)(p, m, fill)
+#define v_down(v, k) FB_PICK(down, v)(v, k)
+#define v_first(v) ((v)[0])
 #define v_store(p, v, m) FB_PICK_POINTER(store, p)(p, v, m)
 #define v_store_all(p, v) FB_PICK_POINTER(store_all, p)(p, v)
 #define v_store_part(p, v, m) FB_PICK_POINTER(store_part, p)(p, v, m)
