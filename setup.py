@@ -26,6 +26,10 @@ LINK_FLAGS = ["-Wl,-s"] if platform.system() == "Linux" else []
 if DEBUG:
     FLAGS, LINK_FLAGS = [*FLAGS, "-g", "-DFASTBP_DEBUG=1"], []
 
+# A kernel is a loop that is handed its gate or fold as a function: only inlined is it one loop of
+# vector instructions, and compilers stop at some size of their own.
+KERNEL_FLAGS = ["-DCYTHON_INLINE=inline __attribute__((always_inline))"]
+
 INSTRUCTION_SETS = {"baseline": []}
 if platform.machine() in ("x86_64", "AMD64"):
     INSTRUCTION_SETS["avx2"] = ["-mavx2", "-mfma", "-mbmi2"]
@@ -56,8 +60,8 @@ def extension(name: str, *flags: str) -> Extension:
 
 setup(
     ext_modules=[
-        *(extension(name) for name in ("tensor", "cpu", "program", "lower", "gate")),
-        *(extension(f"kernels.{isa}", *flags) for isa, flags in INSTRUCTION_SETS.items()),
+        *(extension(name) for name in ("tensor", "cpu", "program", "lower", "gate", "replay")),
+        *(extension(f"kernels.{isa}", *KERNEL_FLAGS, *flags) for isa, flags in INSTRUCTION_SETS.items()),
     ],
     options={"build_ext": {"cython_c_in_temp": True, "parallel": os.cpu_count()}},
 )

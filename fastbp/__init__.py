@@ -12,7 +12,13 @@ from fastbp.differentiate import grad, gradcheck, value_and_grad
 from fastbp.errors import DtypeError, GradcheckError, ShapeError, StagingError
 from fastbp.gates import GATES
 from fastbp.gates import grouped as gate
-from fastbp.machine import get_num_threads, set_num_threads, show_config
+from fastbp.machine import (
+    get_float32_matmul_precision,
+    get_num_threads,
+    set_float32_matmul_precision,
+    set_num_threads,
+    show_config,
+)
 from fastbp.random import manual_seed
 from fastbp.serialization import load, save
 from fastbp.staged import staged

@@ -16,7 +16,9 @@ from fastbp.errors import GradcheckError as GradcheckError
 from fastbp.errors import ShapeError as ShapeError
 from fastbp.errors import StagingError as StagingError
 from fastbp.gates import grouped
+from fastbp.machine import get_float32_matmul_precision as get_float32_matmul_precision
 from fastbp.machine import get_num_threads as get_num_threads
+from fastbp.machine import set_float32_matmul_precision as set_float32_matmul_precision
 from fastbp.machine import set_num_threads as set_num_threads
 from fastbp.machine import show_config as show_config
 from fastbp.random import manual_seed as manual_seed

@@ -1,9 +1,8 @@
 """Tensors of given values: zeros, ones, full, arange, randn."""
 import numpy as np
 
-from fastbp.errors import StagingError, error
 from fastbp.random import generator
-from fastbp_ext.tensor import empty, get_recorder, tensor
+from fastbp_ext.tensor import abstract_tensor, empty, get_recorder, tensor
 
 
 def full(shape, value, dtype=None, requires_grad=False, name=None):
@@ -32,12 +31,18 @@ def arange(*limits, dtype="float32", requires_grad=False, name=None):
 
 
 def randn(*shape, dtype="float32", requires_grad=False, name=None, rng=None):
-    """Draws of the standard normal distribution: randn(2, 3). rng: an int or numpy Generator."""
-    if get_recorder() is not None:
-        raise error(StagingError, "randn: a staged function can't draw yet", got="randn while a function is recorded",
-                    expected="numbers drawn outside", fix="draw before, and give the tensor as an argument")
-    values = generator(rng).standard_normal(_sizes(shape))
-    return tensor(values, dtype=dtype, requires_grad=requires_grad, name=name)
+    """Draws of the standard normal distribution: randn(2, 3). rng: an int or numpy Generator.
+
+    In a staged function each replay draws anew, from the same stream.
+    """
+    shape = _sizes(shape)
+    stream = generator(rng)
+    recorder = get_recorder()
+    if recorder is None:
+        return tensor(stream.standard_normal(shape), dtype=dtype, requires_grad=requires_grad, name=name)
+    y = abstract_tensor((shape,) if isinstance(shape, int) else shape, dtype, requires_grad=requires_grad, name=name)
+    recorder.call("randn", lambda: (generator(rng).standard_normal(shape),), (y,), (), effects=True)
+    return y
 
 
 def _sizes(shape):

@@ -1,7 +1,6 @@
 """Gradients as functions, JAX's way: grad, value_and_grad; and the check of a gradient."""
 import functools
 import numbers
-import threading
 
 import numpy as np
 
@@ -9,7 +8,7 @@ from fastbp.errors import GradcheckError, ShapeError, error
 from fastbp.gates.shape import narrow, transpose
 from fastbp.tape import no_grad, ones_like, stages_of, walk
 from fastbp_ext.gate import clone
-from fastbp_ext.tensor import Tensor, empty, set_grad_enabled, tensor
+from fastbp_ext.tensor import Tensor, differentiate_inside, empty, set_grad_enabled, tensor
 
 
 def tree_map(function, tree):
@@ -35,29 +34,8 @@ def _argument(x):
     if x.dtype.kind != "f":
         raise TypeError(f"grad: an argument of dtype {x.dtype} has no gradient: leave it out of argnums")
     if x.requires_grad:
-        with _recording():
-            return transpose(x, tuple(range(x.ndim)))    # its past belongs to an outer gradient
+        return differentiate_inside(transpose, x, tuple(range(x.ndim)))    # its past belongs to an outer gradient
     return x.detach().requires_grad_()
-
-
-_depth = threading.local()
-
-
-def differentiating():
-    """Whether this thread is inside a function that grad or value_and_grad differentiates."""
-    return getattr(_depth, "n", 0) > 0
-
-
-class _recording:
-    """Gates record, whatever the mode outside."""
-
-    def __enter__(self):
-        self.before = set_grad_enabled(True)
-        _depth.n = getattr(_depth, "n", 0) + 1
-
-    def __exit__(self, *exc_info):
-        set_grad_enabled(self.before)
-        _depth.n -= 1
 
 
 def value_and_grad(fn, argnums=0, has_aux=False):
@@ -81,8 +59,7 @@ def value_and_grad(fn, argnums=0, has_aux=False):
             return leaves[-1]
 
         args = [tree_map(own, a) if i in wanted else a for i, a in enumerate(args)]
-        with _recording():
-            result = fn(*args, **kwargs)
+        result = differentiate_inside(fn, *args, **kwargs)
         y, aux = result if has_aux else (result, None)
         gradients, outer = _gradients(y, leaves)
         if not outer and isinstance(y, Tensor):

@@ -7,7 +7,7 @@ import numpy as np
 
 from fastbp.version import __version__
 from fastbp_ext import cpu
-from fastbp_ext.program import get_flush_denormal
+from fastbp_ext.program import get_flush_denormal, get_precision, set_precision
 from fastbp_ext.tensor import DEBUG
 
 _threads = 1
@@ -32,6 +32,25 @@ def set_num_threads(n):
 def get_num_threads():
     """The most threads that the engine may use; see `set_num_threads`."""
     return _threads
+
+
+_PRECISIONS = ("highest", "high", "medium")
+
+
+def set_float32_matmul_precision(precision):
+    """How exact products of float32 matrices have to be: "highest", "high" or "medium".
+
+    PyTorch's name and meaning. "highest", the default, is plain float32, and so are the others
+    where the machine has nothing faster: here that is everywhere so far. ValueError: another word.
+    """
+    if precision not in _PRECISIONS:
+        raise ValueError(f'set_float32_matmul_precision: "highest", "high" or "medium", not {precision!r}')
+    set_precision(_PRECISIONS.index(precision))
+
+
+def get_float32_matmul_precision():
+    """The word that `set_float32_matmul_precision` set."""
+    return _PRECISIONS[get_precision()]
 
 
 def config():

@@ -16,7 +16,7 @@ import numpy as np
 
 from fastbp.errors import DtypeError, error
 from fastbp_ext.gate import clone, tick_state, update
-from fastbp_ext.tensor import Tensor, empty, get_recorder
+from fastbp_ext.tensor import Tensor, empty, get_recorder, touch
 
 
 def _number(name, value, below=math.inf):
@@ -59,6 +59,7 @@ class _Group(dict):
 
     def update(self, *args, **kwargs):
         super().update(self.checked(dict(*args, **kwargs)))
+        touch()
         for h in self.vectors:
             self.kind._fill(h, self)
 
@@ -108,7 +109,8 @@ class Optimizer:
             _check_parameter(p, seen)
             seen.add(p)
         for p in params:
-            h = empty(self._length, "float64").copy_(0.0)
+            h = empty(self._length, "float64")
+            h.numpy()[...] = 0
             self._vectors[p] = h, memoryview(h)
             made.vectors.append(self._vectors[p][1])
         made.update()
@@ -122,7 +124,10 @@ class Optimizer:
         """Write the group's options to h."""
 
     def _kernel(self, group):
-        """The update kernel, and the names of the states that it takes behind the parameter."""
+        """The update kernel, and the names of the states that it takes behind the parameter.
+
+        It depends on the group's options alone: staged steps ask again only when one is set.
+        """
         raise NotImplementedError(f"{type(self).__name__} defines step() or _kernel()")
 
     def _plan(self, p, group):
@@ -147,6 +152,7 @@ class Optimizer:
         for name in names:
             if name not in state:
                 state[name] = clone(p)
+                state[name].name = name
                 state[name].numpy()[...] = 0
         return state
 
@@ -154,8 +160,8 @@ class Optimizer:
         """Update, in place, each parameter that has a gradient."""
         recorder = get_recorder()
         if recorder is not None:
-            for group in self.param_groups:
-                recorder.guard(lambda group=group: self._kernel(group))
+            recorder.guard(f"the groups of {type(self).__name__}",
+                           lambda: [(self._kernel(group), len(group["params"])) for group in self.param_groups])
         work = [(self._plan(p, group), p.grad) for group in self.param_groups for p in group["params"]
                 if p.grad is not None]
         for (kernel, states, h), gradient in work:

@@ -18,6 +18,8 @@ cdef extern from "abi.h" nogil:
         fb_run run
         fb_inner inner
         Py_ssize_t units
+        Py_ssize_t grain
+        Py_ssize_t chunk
         Py_ssize_t work
         char* p[10]
         double c[6]

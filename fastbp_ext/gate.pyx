@@ -13,8 +13,8 @@ from fastbp_ext.lower cimport (lower_copy, lower_elementwise, lower_product, low
 from fastbp_ext.program cimport Executor, now
 from fastbp_ext.tensor cimport (BOOL, FLOAT32, FLOAT64, INT8, INT16, INT32, INT64, MAX_DIMS, UINT8, UINT16, UINT64,
                                 Dtype, Tensor, blank, blank_like, dtype_name, give_memory, grad_enabled, integer,
-                                is_float, item_size, make_abstract, new_like, new_tensor, new_view, recorder,
-                                recording, scalar, set_stage, staging_error, wrap_array)
+                                is_float, item_size, made_inside, make_abstract, new_like, new_tensor, new_view,
+                                recorder, recording, scalar, set_stage, staging_error, wrap_array)
 
 import operator
 import types
@@ -40,12 +40,12 @@ cdef enum Form:
     SCATTER
     JOIN
     PLACE
-    NARROWED
+    CONVERT
     CUSTOM
 
 FORMS = {"elementwise": ELEMENTWISE, "view": VIEW, "copy": COPY, "reduce": REDUCE, "reduce one": REDUCE_ONE,
          "product": PRODUCT, "rows": ROWS, "take": TAKE, "scatter": SCATTER, "join": JOIN, "place": PLACE,
-         "narrow": NARROWED, "custom": CUSTOM}
+         "convert": CONVERT, "custom": CUSTOM}
 
 
 cdef _raise(str kind, str what, got, expected, fix):
@@ -68,10 +68,10 @@ cdef Tensor as_tensor(str gate, object x, int kind):
             if x - x != 0 or int(x) != x:    # NaN, infinities, fractions
                 _raise("DtypeError", f"{gate}: integers and {x!r} do not mix", f"int64 and {type(x).__name__}",
                        "one of them", "convert the integers: fb.tensor(y.numpy().astype('float32'))")
-            return integer(int(x))
+            return made_inside(integer(int(x)))
         if kind >= 0 and not is_float(<Dtype> kind):
             return wrap_array(np.asarray(x).astype(dtype_name(<Dtype> kind)))
-        return scalar(float(x), <Dtype> kind if kind >= 0 else FLOAT32)
+        return made_inside(scalar(float(x), <Dtype> kind if kind >= 0 else FLOAT32))
     if isinstance(x, np.ndarray):
         return wrap_array(x)
     if isinstance(x, (list, tuple)):
@@ -100,7 +100,7 @@ cdef tuple as_floats(Gate gate, tuple args):
             numbers = numbers and (type(arg) is float or type(arg) is int)
     if numbers and kind >= 0 and is_float(<Dtype> kind):
         return args if ready else tuple(
-            [arg if isinstance(arg, Tensor) else scalar(float(arg), <Dtype> kind) for arg in args])
+            [arg if isinstance(arg, Tensor) else made_inside(scalar(float(arg), <Dtype> kind)) for arg in args])
     return mixed(gate, args)
 
 
@@ -270,7 +270,7 @@ cdef class Gate:
         self.differentiable = any([f is not None for f in self.vjp])
         self.rule = rule
         self.constants = constants or {}
-        self.result = {None: -1, "bool": BOOL, "int64": INT64}[result]
+        self.result = {None: -1, "bool": BOOL, "int64": INT64, "float32": FLOAT32, "float64": FLOAT64}[result]
         self.compares = compares
         self.first = first
         self.variadic = self.loop == JOIN or self.loop == CUSTOM
@@ -360,7 +360,7 @@ cdef class Gate:
 
     cdef Dtype kind_of(self, Tensor x):
         """The output's dtype."""
-        return <Dtype> self.result if self.result >= 0 else FLOAT32 if self.loop == NARROWED else x.kind
+        return <Dtype> self.result if self.result >= 0 else x.kind
 
     cdef Tensor apply(self, Tensor y, tuple xs, dict params):
         """Compute y, which has no memory yet, and put the stage on the tape; or record the stage."""
@@ -391,10 +391,10 @@ cdef class Gate:
                     break
         return y
 
-    def lower_to(self, Executor to, Tensor y):
-        """Hand the instructions of the recorded stage y to a program."""
+    def lower_to(self, Executor to, tuple outputs, tuple inputs, dict params):
+        """Hand the instructions of a recorded stage to a program."""
         if self.loop != VIEW:
-            self.lower(to, y, y._inputs, y._params)
+            self.lower(to, <Tensor> outputs[0], inputs, params)
 
     cdef int lower(self, Executor to, Tensor y, tuple xs, dict params) except -1:
         """Hand the instructions that compute y = gate(*xs, **params) to an executor."""
@@ -422,7 +422,7 @@ cdef class Gate:
             return lower_product(to, kernel, y, x, <Tensor> xs[1])
         if self.loop == COPY:
             return lower_copy(to, y, x)
-        if self.loop == NARROWED:
+        if self.loop == CONVERT:
             operands[0] = <void*> y
             operands[1] = <void*> x
             return lower_elementwise(to, self.kernels[2], 1, 0, 2, operands, NULL)
@@ -540,7 +540,7 @@ cdef class Gate:
         if self.loop == CUSTOM:
             if kwargs or not args:
                 raise TypeError(f"{self.name}: a gate of NumPy functions takes its inputs by place, one at least")
-            return self.record(wrap_array(self.rule(*xs)), xs, NOTHING)
+            return self.record(self.recorded(*xs) if recording() else wrap_array(self.rule(*xs)), xs, NOTHING)
         if self.loop == JOIN:
             if not xs:
                 raise ValueError(f"{self.name}: no tensors")
@@ -720,33 +720,34 @@ cdef class Update:
 
     The outputs are read too. `hyper` holds float64 hyperparameters, handed over as they are.
     """
-    cdef readonly str kernel
+    cdef readonly str name      # the kernel's
     cdef readonly tuple outputs
     cdef readonly tuple inputs
     cdef readonly Tensor hyper
+    form = "update"
 
-    def __init__(self, str kernel, tuple outputs, tuple inputs, Tensor hyper):
-        self.kernel = kernel
+    def __init__(self, str name, tuple outputs, tuple inputs, Tensor hyper):
+        self.name = name
         self.outputs = outputs
         self.inputs = inputs
         self.hyper = hyper
 
     def __repr__(self):
-        return f"<{self.kernel} of {', '.join([str(x.shape) for x in self.outputs]) or 'its clock'}>"
+        return f"<{self.name} of {', '.join([str(x.shape) for x in self.outputs]) or 'its clock'}>"
 
-    def lower_to(self, Executor to):
+    def lower_to(self, Executor to, tuple outputs, tuple inputs, params=None):
         """Hand the instruction to an executor."""
         cdef void* operands[FB_OPERANDS]
         cdef int n = 0
         cdef Tensor w
-        if not self.outputs:
-            lower_state(to, <void*> <size_t> TABLE["int64"][self.kernel], self.hyper)
+        if not outputs:
+            lower_state(to, <void*> <size_t> TABLE["int64"][self.name], self.hyper)
             return
-        for item in (*self.outputs, *self.inputs, self.hyper):
+        for item in (*outputs, *inputs, self.hyper):
             operands[n] = <void*> item
             n += 1
-        w = <Tensor> self.outputs[0]
-        lower_elementwise(to, <void*> <size_t> TABLE[dtype_name(w.kind)][self.kernel], len(self.outputs), 1, n,
+        w = <Tensor> outputs[0]
+        lower_elementwise(to, <void*> <size_t> TABLE[dtype_name(w.kind)][self.name], len(outputs), 1, n,
                           operands, NULL)
 
     cdef run(self):
@@ -755,9 +756,38 @@ cdef class Update:
         if recording():
             recorder().add(self)
         else:
-            self.lower_to(now)
+            self.lower_to(now, self.outputs, self.inputs)
         for x in self.outputs:
             x._changed()    # while recording too: a backward after it is refused as it is gate by gate
+
+
+class Assign:
+    """A recorded stage y = x, broadcast, where y is memory that outlives the function."""
+    form = "assign"
+    name = "copy_"
+
+    def __init__(self, y, x):
+        self.outputs, self.inputs = (y,), (x,)
+
+    def lower_to(self, Executor to, tuple outputs, tuple inputs, params):
+        """Hand the instruction to a program."""
+        lower_copy(to, <Tensor> outputs[0], <Tensor> inputs[0])
+
+
+class Call:
+    """A recorded stage of Python: the arrays that function(*input arrays) returns become the outputs.
+
+    effects: it runs though nobody needs the outputs, as a draw of random numbers does.
+    """
+    form = "call"
+
+    def __init__(self, name, function, outputs, inputs, effects=False):
+        self.name, self.function, self.effects = name, function, effects
+        self.outputs, self.inputs = tuple(outputs), tuple(inputs)
+
+    def lower_to(self, to, tuple outputs, tuple inputs, params):
+        """Put the call at its place in a program."""
+        to.call(self.function, outputs, inputs)
 
 
 def update(str kernel, tuple states, Tensor gradient, Tensor hyper):

@@ -4,14 +4,18 @@ Operands are the tensors themselves, outputs first. Shapes were checked before: 
 can fail. Dimensions that lie one behind the other in every operand are joined, so that most
 instructions have one dimension, or two.
 """
-from fastbp_ext.abi cimport FB_CONSTANTS, FB_OPERANDS, fb_inner, fb_instruction, fb_run
+from fastbp_ext.abi cimport FB_CONSTANTS, FB_OPERANDS, FB_TILE, fb_inner, fb_instruction, fb_run
 from fastbp_ext.program cimport Executor
 from fastbp_ext.tensor cimport MAX_DIMS, Tensor, item_size
 
 from fastbp_ext.cpu import TABLE
 
+cdef enum:
+    SHORT_ROW = 16    # many rows of fewer elements are better gathered than taken one by one
+
 cdef fb_run direct = <fb_run> <size_t> TABLE["int64"]["direct"]
 cdef fb_run strided = <fb_run> <size_t> TABLE["int64"]["strided"]
+cdef fb_run by_rows = <fb_run> <size_t> TABLE["int64"]["rows"]
 cdef fb_run take = <fb_run> <size_t> TABLE["int64"]["take"]
 cdef void* copies[9]
 copies[1] = <void*> <size_t> TABLE["int64"]["copy1"]
@@ -93,6 +97,7 @@ cdef int lower_elementwise(Executor to, void* kernel, int outputs, int pointers,
     i.kept = 0
     i.inner = <fb_inner> kernel
     i.units = i.work = y.count
+    i.grain = 2 * FB_TILE
     for k in range(FB_CONSTANTS):
         i.c[k] = c[k] if c != NULL else 0
     for k in range(n):
@@ -123,10 +128,16 @@ cdef int lower_elementwise(Executor to, void* kernel, int outputs, int pointers,
         if not y.contiguous:
             sort_by_output(&i)
         i.ndim = join(&i, 0, i.ndim)
-        i.run = direct if i.ndim <= 1 else strided
+        i.run = direct if i.ndim <= 1 else by_rows if i.ndim == 2 else strided
         for k in range(n):
-            if i.itemsize[k] and i.ndim == 1 and i.stride[k][0] != i.itemsize[k]:
+            if i.itemsize[k] and i.ndim and i.stride[k][i.ndim - 1] != i.itemsize[k]:
                 i.run = strided
+        if i.run == by_rows:
+            if i.shape[1] < SHORT_ROW and i.shape[0] > SHORT_ROW:
+                i.run = strided
+            else:
+                i.units = i.shape[0]
+                i.grain = 2 * FB_TILE // i.shape[1] + 1
     return to.put(&i, operands)
 
 
@@ -155,6 +166,7 @@ cdef int lower_reduce(Executor to, void* kernel, Tensor y, Tensor x, object axes
     i.outputs = 1
     i.run = <fb_run> kernel
     i.units = y.count
+    i.grain = 32    # sums side by side
     i.work = x.count
     i.c[0] = 1
     set_operand(&i, 0, y)
@@ -219,13 +231,25 @@ cdef int lower_product(Executor to, void* kernel, Tensor y, Tensor x, Tensor w) 
     i.stride[2][d + 2] = w.steps[w.rank - 2]
     i.units = y.count // y.dims[batch + 1] if y.dims[batch + 1] else 0
     i.work = y.count * i.shape[d + 2]
+    i.grain = 32    # rows: no tile of a few
     return to.put(&i, operands)
 
 
-cdef int lower_rows(Executor to, void* kernel, int n, void** operands, const double* c) except -1:
-    """Operands in C order: matrices of the last dimension's rows, or one value for each row.
+cdef Py_ssize_t row_step(Tensor x, int dimensions) noexcept:
+    """Bytes from one of the rows that the first dimensions count to the next: the step of the last that moves."""
+    cdef int d = dimensions - 1
+    while d >= 0:
+        if x.dims[d] != 1:
+            return x.steps[d]
+        d -= 1
+    return 0
 
-    The largest operand says which: the space is (rows, its last dimension).
+
+cdef int lower_rows(Executor to, void* kernel, int n, void** operands, const double* c) except -1:
+    """Operands are matrices of the last dimension's rows, each contiguous, or one value for each row.
+
+    The largest operand says which: the space is (rows, its last dimension). Rows, and values
+    for rows, lie one step apart (fastbp.planner.fold knows the rule too).
     """
     cdef fb_instruction i
     cdef Tensor x = <Tensor> operands[0]
@@ -245,13 +269,14 @@ cdef int lower_rows(Executor to, void* kernel, int n, void** operands, const dou
     i.shape[0] = rows
     i.shape[1] = columns
     i.units = rows
+    i.grain = 1
     i.work = rows * columns
     for k in range(FB_CONSTANTS):
         i.c[k] = c[k]
     for k in range(n):
         set_operand(&i, k, <Tensor> operands[k])
         i.stride[k][1] = i.itemsize[k] if (<Tensor> operands[k]).rank == x.rank else 0
-        i.stride[k][0] = i.itemsize[k] * (columns if i.stride[k][1] else 1)
+        i.stride[k][0] = row_step(<Tensor> operands[k], x.rank - 1)
     return to.put(&i, operands)
 
 
@@ -305,6 +330,7 @@ cdef int lower_take(Executor to, Tensor y, Tensor x, tuple indices, int axis) ex
         return 0
     index_space(&i, y, x, 1, indices, axis)
     i.run = take
+    i.grain = 1
     i.units = i.shape[0]
     i.work = y.count
     return to.put(&i, operands)
@@ -321,7 +347,7 @@ cdef int lower_scatter(Executor to, void* kernel, Tensor y, Tensor dy, tuple ind
         operands[2 + k] = <void*> indices[k]
     index_space(&i, dy, y, 0, indices, axis)
     i.run = <fb_run> kernel
-    i.units = 1
+    i.units = i.grain = 1
     i.work = y.count + dy.count
     i.c[0] = y.count
     return to.put(&i, operands)
@@ -340,6 +366,6 @@ cdef int lower_state(Executor to, void* kernel, Tensor h) except -1:
     set_operand(&i, 0, h)
     i.stride[0][0] = i.itemsize[0]
     i.run = <fb_run> kernel
-    i.units = 1
+    i.units = i.grain = 1
     i.work = 1
     return to.put(&i, operands)

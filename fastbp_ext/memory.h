@@ -42,7 +42,12 @@ static inline int fb_guards_whole(const char *data) {
 }
 
 /* What each thread has of its own. */
-typedef struct { int no_grad; void *group; void *recorder; } fb_thread;
+typedef struct {
+    int no_grad;
+    int differentiating; /* inside how many functions that grad differentiates */
+    void *group;
+    void *recorder;
+} fb_thread;
 static _Thread_local fb_thread fb_this_thread;
 
 #endif

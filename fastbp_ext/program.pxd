@@ -7,27 +7,33 @@ cdef class Executor:
 
 
 cdef struct Patch:
-    # An operand whose address is set when its slot is bound.
-    Py_ssize_t instruction
+    # An operand whose address is set when its slot is placed.
+    char** operand
     Py_ssize_t offset
-    int operand
-    int slot
 
 
 cdef class Program(Executor):
     cdef fb_instruction* code
-    cdef Patch* patches
     cdef Py_ssize_t count
     cdef Py_ssize_t room
-    cdef Py_ssize_t patch_count
-    cdef Py_ssize_t patch_room
-    cdef bint long_run
-    cdef dict slots          # id of a recorded tensor that owns memory: its slot
-    cdef list first          # for each slot the first of its patches
+    cdef Patch* patches          # those of one slot lie together
+    cdef Py_ssize_t* first       # for each slot the first of its patches
+    cdef char** addresses        # for each slot where its memory lies now
+    cdef bint long_run           # worth giving up the interpreter's lock
+    cdef dict slots              # id of a recorded tensor that owns memory: its slot
+    cdef list operands           # until it is sealed: (instruction, operand, slot, offset)
+    cdef list calls              # stages of Python: (instruction before which, function, outputs, inputs)
     cdef list kept
-    cpdef bind(self, int slot, Tensor memory)
-    cdef place(self, int slot, char* address)
-    cdef void execute(self) noexcept nogil
+    cdef void place(self, int slot, char* address) noexcept nogil
+    cdef void execute(self, Py_ssize_t start, Py_ssize_t stop) noexcept nogil
+    cdef void run_short(self) noexcept nogil
+    cdef int run_once(self) except -1
+    cdef slot(self, Tensor root)
+    cdef run_call(self, function, tuple outputs, tuple inputs)
+    cdef Tensor operand_now(self, Tensor x)
 
 
 cdef Executor now
+cdef double now_seconds() noexcept nogil
+cdef bint flush
+cdef int precision

@@ -1,20 +1,22 @@
 """The executor: it runs instructions, and knows no gate."""
-from cpython.exc cimport PyErr_CheckSignals
-from libc.stdlib cimport free, malloc, realloc
+from libc.stdlib cimport calloc, free, realloc
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from fastbp_ext.abi cimport fb_flush_begin, fb_flush_end, fb_instruction
-from fastbp_ext.tensor cimport (FLOAT64, NOWHERE, Memory, Tensor, grad_enabled, guards_whole, memory_of, scalar,
-                                wrap_array)
+from fastbp_ext.tensor cimport NOWHERE, Memory, Tensor, guards_whole, memory_of, seen_at
+
+import numpy as np
 
 from fastbp_ext.tensor import DEBUG
 
 cdef bint debug = DEBUG
-cdef bint flush = True
+flush = True    # whether denormals are taken for zero
 
-# Below this much work an instruction takes less time than giving up the interpreter's lock.
 cdef enum:
+    # Below this much work an instruction takes less time than giving up the interpreter's lock.
     RELEASE_WORK = 1 << 15
+    # About as much work is in a chunk of an instruction: some 10 us of a cheap one.
+    CHUNK_WORK = 1 << 15
 
 
 def set_flush_denormal(bint on):
@@ -25,6 +27,20 @@ def set_flush_denormal(bint on):
     global flush
     flush = on
     return True
+
+
+precision = 0    # of float32 matrix products: programs are recorded for one
+
+
+def set_precision(int value):
+    """The precision of float32 matrix products, a number: 0 is plain float32."""
+    global precision
+    precision = value
+
+
+def get_precision():
+    """The number that `set_precision` set."""
+    return precision
 
 
 def get_flush_denormal():
@@ -103,154 +119,161 @@ cdef class Program(Executor):
     """Instructions to be replayed: data, run by one loop that knows no gate.
 
     Operands that were recorded have no memory of their own; each belongs to a slot, the memory
-    of the recorded tensor that owns it. `bind` gives a slot its address, and with it every
-    operand in it. What the other operands are views of is kept alive.
+    of the recorded tensor that owns it. `place` gives a slot its address, and with it every
+    operand in it. What the other operands are views of is kept alive. Stages of Python stand
+    beside the instructions: a program that has some stops there and takes the interpreter's lock.
     """
 
     def __cinit__(self):
         self.slots = {}
+        self.operands = []
+        self.calls = []
         self.kept = []
 
     def __dealloc__(self):
         free(self.code)
         free(self.patches)
+        free(self.first)
+        free(self.addresses)
 
     def __len__(self):
-        return self.count
+        return self.count + len(self.calls)
 
     cdef int put(self, fb_instruction* i, void** operands) except -1:
         cdef int k
         cdef Tensor root
+        cdef void* grown
         if i.units <= 0:
             return 0
         if debug:
             check_ranges(i, operands)
         if self.count == self.room:
+            grown = realloc(self.code, (2 * self.room + 16) * sizeof(fb_instruction))
+            if grown == NULL:
+                raise MemoryError("no memory for a program")
+            self.code = <fb_instruction*> grown
             self.room = 2 * self.room + 16
-            self.code = <fb_instruction*> realloc(self.code, self.room * sizeof(fb_instruction))
-        if self.patch_count + i.operands > self.patch_room:
-            self.patch_room = 2 * self.patch_room + 64
-            self.patches = <Patch*> realloc(self.patches, self.patch_room * sizeof(Patch))
-        if self.code == NULL or self.patches == NULL:
-            raise MemoryError("no memory for a program")
         self.code[self.count] = i[0]
+        self.code[self.count].chunk = chunk_of(i)
         for k in range(i.operands):
             root = (<Tensor> operands[k]).root()
             if root.abstract:
-                self.patches[self.patch_count].instruction = self.count
-                self.patches[self.patch_count].operand = k
-                self.patches[self.patch_count].slot = self.slots.setdefault(id(root), len(self.slots))
-                self.patches[self.patch_count].offset = i.p[k] - <char*> <size_t> NOWHERE
-                self.patch_count += 1
+                self.operands.append((self.slot(root), self.count, k, i.p[k] - <char*> <size_t> NOWHERE))
             else:
                 self.kept.append(root)
         self.count += 1
         return 0
 
+    cdef slot(self, Tensor root):
+        return self.slots.setdefault(id(root), len(self.slots))
+
+    def call(self, function, tuple outputs, tuple inputs):
+        """A stage of Python at this place: the arrays that function(*input arrays) returns become the outputs."""
+        for x in (*outputs, *inputs):
+            if (<Tensor> x).root().abstract:
+                self.slot((<Tensor> x).root())
+        self.calls.append((self.count, function, outputs, inputs))
+
     def seal(self):
         """No instruction follows: group the operands by slot."""
-        cdef list order = sorted(range(self.patch_count), key=lambda n: self.patches[n].slot)
-        cdef Patch* sorted_ = <Patch*> malloc((self.patch_count + 1) * sizeof(Patch))
         cdef Py_ssize_t n, work = 0
-        cdef int slot = 0
-        if sorted_ == NULL:
+        cdef int slots = len(self.slots)
+        self.operands.sort()
+        self.patches = <Patch*> calloc(len(self.operands) + 1, sizeof(Patch))
+        self.first = <Py_ssize_t*> calloc(slots + 1, sizeof(Py_ssize_t))
+        self.addresses = <char**> calloc(slots + 1, sizeof(char*))
+        if self.patches == NULL or self.first == NULL or self.addresses == NULL:
             raise MemoryError("no memory for a program")
-        for n in range(self.patch_count):
-            sorted_[n] = self.patches[order[n]]
-        free(self.patches)
-        self.patches = sorted_
-        self.first = [0] * (len(self.slots) + 1)
-        for n in range(self.patch_count):
-            while slot < self.patches[n].slot:
-                slot += 1
-                self.first[slot] = n
-        while slot < len(self.slots):
-            slot += 1
-            self.first[slot] = self.patch_count
+        for n, (slot, instruction, operand, offset) in enumerate(self.operands):
+            self.patches[n].operand = &self.code[<Py_ssize_t> instruction].p[<int> operand]
+            self.patches[n].offset = offset
+            self.first[<int> slot + 1] += 1
+        for n in range(slots):
+            self.first[n + 1] += self.first[n]
+        self.operands.clear()
         for n in range(self.count):
             work += self.code[n].work
-        self.long_run = work > RELEASE_WORK    # shorter ones take less time than the lock
+        self.long_run = work > RELEASE_WORK
 
     def slot_of(self, Tensor root):
         """The slot of a recorded tensor's memory, or -1 where no instruction touches it."""
         return self.slots.get(id(root), -1)
 
-    cpdef bind(self, int slot, Tensor memory):
-        """The operands of a slot lie in `memory`, from its first element on."""
-        self.place(slot, memory.data)
-
-    def bind_part(self, int slot, Tensor arena, Py_ssize_t offset):
-        """The operands of a slot lie in an arena of bytes."""
-        self.place(slot, arena.data + offset)
-
-    cdef place(self, int slot, char* address):
+    cdef void place(self, int slot, char* address) noexcept nogil:
+        """The operands of a slot lie at `address`."""
         cdef Py_ssize_t n
         if slot >= 0:
-            for n in range(<Py_ssize_t> self.first[slot], <Py_ssize_t> self.first[slot + 1]):
-                self.code[self.patches[n].instruction].p[self.patches[n].operand] = address + self.patches[n].offset
+            self.addresses[slot] = address
+            for n in range(self.first[slot], self.first[slot + 1]):
+                self.patches[n].operand[0] = address + self.patches[n].offset
 
-    def run(self, Py_ssize_t times=1):
-        """All instructions in their order, `times` over, without the interpreter's lock where it is long.
+    cdef void execute(self, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
+        cdef Py_ssize_t k
+        for k in range(start, stop):
+            self.code[k].run(&self.code[k], 0, self.code[k].units)
 
-        Ctrl-C is looked for between the runs; returned is how many were done.
-        """
-        cdef Py_ssize_t done = 0
-        cdef double begin
-        while done < times:
-            if not self.long_run and times - done == 1:
-                self.execute()
-                done += 1
-            else:
-                begin = now_seconds()
-                with nogil:
-                    while done < times and now_seconds() - begin < 0.05:
-                        self.execute()
-                        done += 1
-                PyErr_CheckSignals()
-        return done
-
-    cdef void execute(self) noexcept nogil:
-        cdef int k
+    cdef void run_short(self) noexcept nogil:
+        """All instructions in their order, of a program without stages of Python."""
         cdef bint flushing = flush    # another thread may change the global while this one runs
         cdef unsigned mode = fb_flush_begin(flushing)
-        for k in range(self.count):
-            self.code[k].run(&self.code[k], 0, self.code[k].units)
+        self.execute(0, self.count)
         fb_flush_end(flushing, mode)
 
+    cdef int run_once(self) except -1:
+        """All stages in their order, without the interpreter's lock but for stages of Python."""
+        cdef bint flushing = flush    # another thread may change the global while this one runs
+        cdef unsigned mode
+        cdef Py_ssize_t start = 0, stop
+        cdef Py_ssize_t call = 0, calls = len(self.calls)
+        while True:
+            stop = <Py_ssize_t> self.calls[call][0] if call < calls else self.count
+            with nogil:
+                mode = fb_flush_begin(flushing)
+                self.execute(start, stop)
+                fb_flush_end(flushing, mode)
+            if call == calls:
+                return 0
+            _, function, outputs, inputs = self.calls[call]
+            self.run_call(function, outputs, inputs)
+            start = stop
+            call += 1
 
-def match(tuple args, tuple wanted):
-    """The arguments as tensors, where each is as `wanted` says, else None.
+    cdef run_call(self, function, tuple outputs, tuple inputs):
+        # Copies: what the user's function keeps or changes is its own.
+        made = function(*[self.operand_now(x).numpy().copy(order="K") for x in inputs])
+        for y, value in zip(outputs, made, strict=True):
+            np.copyto(self.operand_now(y).numpy(), value, casting="same_kind")
 
-    wanted: for each argument (Tensor or array, shape, dtype, requires_grad), or None for a
-    Python number. Arrays that kernels can't read as they are match nothing.
-    """
-    cdef list given
-    cdef Tensor t
-    if len(args) != len(wanted):
-        return None
-    given = []
-    for arg, spec in zip(args, wanted):
-        if spec is None:
-            if type(arg) is not float:
-                return None
-            given.append(scalar(arg, FLOAT64))
-            continue
-        if type(arg) is not spec[0]:
-            return None
-        if isinstance(arg, Tensor):
-            t = <Tensor> arg
-            if not t.contiguous or t.needs_grad != spec[3] or t.abstract:
-                return None
-        else:
-            if arg.dtype is not spec[2] or not arg.flags.c_contiguous or not arg.flags.aligned:
-                return None
-            t = wrap_array(arg)
-        if t.shape != spec[1] or t.dtype is not spec[2]:
-            return None
-        given.append(t)
-    return given
+    cdef Tensor operand_now(self, Tensor x):
+        """An operand where it lies now; it is not kept alive."""
+        cdef Tensor root = x.root()
+        return seen_at(x, self.addresses[<int> self.slots[id(root)]]) if root.abstract else x
+
+    def run_in_chunks(self, order):
+        """One run, each instruction chunk by chunk, from the last to the first where `order` is -1.
+
+        The bits are those of any other order: chunks may go to any thread.
+        """
+        cdef Py_ssize_t k, at, chunks, n
+        cdef fb_instruction* i
+        cdef bint flushing = flush
+        cdef unsigned mode = fb_flush_begin(flushing)
+        for k in range(self.count):
+            i = &self.code[k]
+            chunks = (i.units + i.chunk - 1) // i.chunk
+            for n in range(chunks):
+                at = (chunks - 1 - n if order < 0 else n) * i.chunk
+                i.run(i, at, min(at + i.chunk, i.units))
+        fb_flush_end(flushing, mode)
+
+    @property
+    def chunks(self):
+        """For each instruction the number of its chunks."""
+        return [(self.code[k].units + self.code[k].chunk - 1) // self.code[k].chunk for k in range(self.count)]
 
 
-def grad_mode():
-    """Whether gates of this thread go on the tape."""
-    return grad_enabled()
+cdef Py_ssize_t chunk_of(fb_instruction* i) noexcept:
+    """How many units go to a thread at once: whole grains, about CHUNK_WORK of work."""
+    cdef Py_ssize_t grains = (i.units + i.grain - 1) // i.grain
+    cdef Py_ssize_t chunks = i.work // CHUNK_WORK + 1
+    return (grains + chunks - 1) // chunks * i.grain

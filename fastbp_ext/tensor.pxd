@@ -62,6 +62,7 @@ cdef Tensor blank(int rank, const Py_ssize_t* dims, Dtype kind)
 cdef Tensor blank_like(Tensor x, Dtype kind)
 cdef int give_memory(Tensor y) except -1
 cdef Tensor make_abstract(Tensor y)
+cdef Tensor made_inside(Tensor y)
 cdef Tensor new_tensor(int rank, const Py_ssize_t* dims, Dtype kind)
 cdef Tensor new_like(Tensor x, Dtype kind)
 cdef Tensor new_view(Tensor x, int rank, const Py_ssize_t* dims, const Py_ssize_t* steps, char* data)
@@ -74,7 +75,14 @@ cdef Memory memory_of(Tensor x)
 cdef bint guards_whole(Tensor x)
 cdef void set_stage(Tensor y, object gate, tuple inputs, dict params)
 cdef bint recording() noexcept nogil
+cdef bint replaying() noexcept nogil
 cdef object recorder()
+cdef Tensor result_like(Tensor x)
+cdef Tensor seen_at(Tensor x, char* data)
+cdef Tensor contiguous_copy(Tensor x)
+
+# Counts the changes of what programs take for granted: see `touch`.
+cdef uint64_t generation
 cdef object staging_error(str what, str fix)
 
 cdef enum:

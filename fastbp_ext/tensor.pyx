@@ -1,11 +1,14 @@
 """Tensor: a view of memory, and the stage that made it."""
 from cpython.buffer cimport (PyBUF_ANY_CONTIGUOUS, PyBUF_C_CONTIGUOUS, PyBUF_F_CONTIGUOUS, PyBUF_FORMAT, PyBUF_ND,
                              PyBUF_STRIDES, PyBUF_WRITABLE, PyBuffer_IsContiguous)
+cimport cython
 from cpython.object cimport PyObject, PyTypeObject
 from libc.stdint cimport int64_t, uint64_t
 from libc.stdio cimport fprintf, stderr
 from libc.stdlib cimport abort
 from libc.string cimport memcpy
+
+import os
 
 import numpy as np
 
@@ -18,6 +21,7 @@ cdef extern from "memory.h" nogil:
     int fb_guards_whole(const char* data)
     ctypedef struct fb_thread:
         int no_grad
+        int differentiating
         void* group
         void* recorder
     fb_thread fb_this_thread
@@ -43,6 +47,7 @@ cdef int* SIZES = [4, 8, 1, 1, 2, 4, 8, 1, 2, 4, 8]
 OPERATORS = {}
 
 cdef uint64_t clock = 0
+cdef bint staging = os.environ.get("FASTBP_STAGED") != "0"
 
 
 cdef int item_size(Dtype kind) noexcept nogil:
@@ -94,19 +99,59 @@ cdef object recorder():
     return <object> <PyObject*> fb_this_thread.recorder
 
 
-def set_recorder(new):
-    """Gates of this thread go to `new.stages` from now on and compute nothing; None: they run.
+cdef bint replaying() noexcept nogil:
+    """Whether a staged function is replayed where it is called: it is recorded or differentiated otherwise."""
+    return staging and fb_this_thread.recorder == NULL and fb_this_thread.differentiating == 0
 
-    The former recorder is returned. The caller keeps the new one alive.
+
+def is_replayed():
+    """Whether a staged function that is called here is replayed: FASTBP_STAGED=0 turns that off everywhere."""
+    return replaying()
+
+
+def with_recorder(new, function, *args):
+    """function(*args) while gates of this thread go to `new` and compute nothing; None: they run.
+
+    Nothing is differentiated inside: staged functions are replayed where gates run. Whatever
+    happens, the state of the thread is as before in the end: a signal finds no gap.
     """
-    before = recorder() if recording() else None
+    cdef fb_thread before = fb_this_thread
     fb_this_thread.recorder = <void*> new if new is not None else NULL
-    return before
+    fb_this_thread.differentiating = 0
+    try:
+        return function(*args)
+    finally:
+        fb_this_thread.no_grad, fb_this_thread.differentiating = before.no_grad, before.differentiating
+        fb_this_thread.group, fb_this_thread.recorder = before.group, before.recorder
 
 
 def get_recorder():
     """The recorder of this thread, or None."""
     return recorder() if recording() else None
+
+
+def differentiate_inside(function, *args, **kwargs):
+    """function(*args, **kwargs) with gates on the tape whatever the mode, and staged functions inlined."""
+    cdef fb_thread before = fb_this_thread
+    fb_this_thread.no_grad = 0
+    fb_this_thread.differentiating += 1
+    try:
+        return function(*args, **kwargs)
+    finally:
+        fb_this_thread.no_grad = before.no_grad
+        fb_this_thread.differentiating = before.differentiating
+
+
+generation = 1
+
+
+def touch():
+    """Something changed that programs take for granted: a mode, an optimizer's kind, a parameter's memory.
+
+    Each program asks its guards again at its next call, and only then.
+    """
+    global generation
+    generation += 1
 
 
 cdef object staging_error(str what, str fix):
@@ -251,20 +296,47 @@ def seen_in(Tensor x, Tensor memory):
     return new_view(memory, x.rank, x.dims, x.steps, memory.data + (x.data - <char*> <size_t> NOWHERE))
 
 
-def result_of(Tensor x, Tensor memory, end):
-    """A result: the recorded tensor x in memory of its own; `end` is the gate that ends its graph, or None."""
-    cdef Tensor y = memory
+cdef Tensor seen_at(Tensor x, char* data):
+    """The recorded tensor x where its memory begins at `data`, which the caller keeps alive."""
+    cdef Tensor y = blank(x.rank, x.dims, x.kind)
     cdef int d
-    if x.root() is x:
-        y.contiguous = x.contiguous
-        for d in range(x.rank):
-            y.steps[d] = x.steps[d]
-    else:
-        y = seen_in(x, memory)
-    if end is not None:
-        # A backward that reaches it asks `end` for a gradient, and is refused.
-        set_stage(y, end, (y.detach().requires_grad_(),), {})
+    for d in range(x.rank):
+        y.steps[d] = x.steps[d]
+    y.contiguous = x.contiguous
+    y.data = data + (x.data - <char*> <size_t> NOWHERE)
     return y
+
+
+cdef Tensor result_like(Tensor x):
+    """A tensor with memory of its own, laid out as the recorded x is, which shows all of its memory."""
+    cdef Tensor y = Tensor.__new__(Tensor)
+    cdef int d
+    y.rank = x.rank
+    y.kind = x.kind
+    y.count = x.count
+    y.contiguous = x.contiguous
+    for d in range(x.rank):
+        y.dims[d] = x.dims[d]
+        y.steps[d] = x.steps[d]
+    give_memory(y)
+    return y
+
+
+cdef Tensor contiguous_copy(Tensor x):
+    """x's values in C order, in memory of their own."""
+    return wrap_array(np.array(x.numpy(), order="C"))
+
+
+def view_of(Tensor x, shape, strides, Py_ssize_t offset):
+    """A tensor over x's memory: its strides and offset from x's first element in bytes."""
+    cdef Py_ssize_t dims[MAX_DIMS]
+    cdef Py_ssize_t steps[MAX_DIMS]
+    cdef int rank = 0
+    for size, step in zip(shape, strides, strict=True):
+        dims[rank] = size
+        steps[rank] = step
+        rank += 1
+    return new_view(x, rank, dims, steps, x.data + offset)
 
 
 cdef Tensor make_abstract(Tensor y):
@@ -367,6 +439,7 @@ cdef tuple as_tuple(const Py_ssize_t* numbers, int n):
     return tuple([numbers[d] for d in range(n)])
 
 
+@cython.freelist(64)
 cdef class Tensor:
     """An array of float32 or float64 (or integers, bools: labels, indices, conditions).
 
@@ -452,6 +525,7 @@ cdef class Tensor:
         if on and not is_float(self.kind):
             raise TypeError(f"only floating tensors have gradients, not {self.dtype}")
         self.needs_grad = on
+        touch()
 
     def requires_grad_(self, bint requires_grad=True):
         """Set `requires_grad`, and return the tensor itself."""
@@ -625,6 +699,10 @@ cdef class Tensor:
         return int(self.item())
 
     def __index__(self):
+        if self.weak and self.abstract:
+            raise staging_error("a number that is given to a staged function can't be an index, an axis or a size: "
+                                "its value may change from call to call",
+                                "close over it, or give it in a form that is compared: a string, or a NumPy array")
         if is_float(self.kind):
             raise TypeError(f"only integer tensors can be an index, not {self.dtype}")
         return int(self.item())
@@ -683,8 +761,7 @@ cdef class Tensor:
         if self._repeats():
             raise ValueError("copy_: the tensor shows one element in several places: copy to what it is a view of")
         if recording():
-            raise staging_error("copy_: a staged function can't change values yet",
-                                "copy outside the staged function, or return the new value")
+            return OPERATORS["copy_"](self, source)
         array = np.asarray(source)
         try:
             fits = np.broadcast_shapes(array.shape, self.shape) == self.shape
@@ -768,6 +845,7 @@ def adopt(Tensor y, Tensor x):
         raise TypeError("adopt is for subclasses of Tensor: a Tensor's memory never changes")
     if x.read_only:
         raise ValueError("a parameter can't share a read-only array; copy it first: fb.tensor(a)")
+    touch()
     return alias(y, x)
 
 
@@ -816,6 +894,13 @@ def tensor(data, dtype=None, bint requires_grad=False, name=None):
     y.name = name
     if requires_grad:
         y.requires_grad = True
+    return made_inside(y)
+
+
+cdef Tensor made_inside(Tensor y):
+    """y, which a recorded function makes itself, is known as such: each call would make it anew."""
+    if recording():
+        recorder().made[id(y)] = y
     return y
 
 
@@ -853,4 +938,4 @@ def empty(shape, dtype=None):
                    fix="give the size itself")
         dims[rank] = size
         rank += 1
-    return new_tensor(rank, dims, _dtype_kind(dtype))
+    return made_inside(new_tensor(rank, dims, _dtype_kind(dtype)))

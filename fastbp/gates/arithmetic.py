@@ -1,5 +1,5 @@
 """Arithmetic, powers, logarithms, comparisons and choice; element by element, broadcast."""
-from fastbp_ext.tensor import tensor
+from fastbp_ext.tensor import Tensor, tensor
 
 from .row import composite, elementwise
 
@@ -60,18 +60,26 @@ power = elementwise(
         lambda dz, z, x, y: dz * where(x > 0, z * log(where(x > 0, x, 1)), 0)])
 
 
+number_pow = elementwise("number_pow(x, y)", "z = x^y of numbers given to a staged function", public=False,
+                         vjp=[None, None])
+
+
+def _is_number(x):
+    return type(x) in (int, float) or isinstance(x, Tensor) and x._weak
+
+
 @composite(operator="**", boxed=False)
 def pow(x, y):
     """z = x^y
 
-    The exponents 2 and -1, as Python numbers, are `square` and `reciprocal`. The gradient for
-    the exponent is 0 where x is not positive.
+    x^1, x^2 and x^-1 are exactly x, x x and 1 / x. The gradient for the exponent is 0 where x is
+    not positive.
     """
-    if type(y) in (int, float):
-        if y == 2:
+    if _is_number(y):
+        if _is_number(x):
+            return number_pow(x, y)
+        if not isinstance(y, Tensor) and y == 2:
             return square(x)
-        if y == -1:
-            return reciprocal(x)
     return power(x, y)
 
 

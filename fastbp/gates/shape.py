@@ -51,9 +51,15 @@ def copy(x):
     return x.shape, {}
 
 
-@gate("narrow", kernel="narrow", public=False, any_dtype=True, vjp=[None])
+@gate("convert", kernel="narrow", result="float32", public=False, any_dtype=True, vjp=[None])
 def narrow(x):
-    """y = x, a recorded Python number, rounded to float32"""
+    """y = x, float64, rounded to float32"""
+    return x.shape, {}
+
+
+@gate("convert", kernel="widen", result="float64", public=False, any_dtype=True, vjp=[None])
+def widen(x):
+    """y = x, float32, as float64"""
     return x.shape, {}
 
 

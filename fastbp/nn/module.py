@@ -4,7 +4,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fastbp.errors import DtypeError, ShapeError, error
-from fastbp_ext.tensor import Tensor, adopt, empty, get_recorder, tensor
+from fastbp_ext.tensor import Tensor, adopt, empty, get_recorder, tensor, touch
 
 
 class Parameter(Tensor):
@@ -94,6 +94,8 @@ class Module:
             raise TypeError(f"{type(self).__name__}.{name} is a parameter or buffer: assign "
                             f"a {kind.__name__} or None, not {type(value).__name__}, or del it first")
         object.__setattr__(self, name, value)
+        if name == "training":
+            touch()
 
     # --- what is in it
 

@@ -1,18 +1,19 @@
 """From recorded stages to a program: passes, each in a file of its own, then the arena.
 
-A recording's stages are tensors without values (each knows its gate, inputs and parameters) and
-updates of memory. A pass takes and gives a `Plan`; each can be switched off by name
+A pass takes a `Plan` and changes it; each can be switched off by name
 (`FASTBP_PASSES_OFF=dead,in_place`), and each leaves the bits as they were.
 """
 import os
 
 from fastbp.planner.arena import bytes_of, lay_out, lives
+from fastbp.planner.constant import constant
 from fastbp.planner.dead import dead
+from fastbp.planner.fold import fold
 from fastbp.planner.in_place import in_place
 from fastbp.planner.plan import Plan
 from fastbp.planner.verify import verify
 
-PASSES = {"dead": dead, "in_place": in_place}
+PASSES = {"dead": dead, "constant": constant, "fold": fold, "in_place": in_place}
 
 
 def plan(recording):
@@ -26,6 +27,7 @@ def plan(recording):
             change(made)
             verify(made)
     lay_out(made)
+    verify(made)
     return made
 
 

@@ -1,23 +1,23 @@
 """Pass: an elementwise stage writes over an input that nobody needs after it."""
-from fastbp.planner.plan import reads
 
 
 def in_place(plan):
     """Where the output and a dying input have one layout and size, they share memory."""
     last = {}
     for n, stage in enumerate(plan.stages):
-        for t in reads(stage):
+        for t in stage.reads:
             last[id(t._root)] = n
     for n, stage in enumerate(plan.stages):
-        if hasattr(stage, "outputs") or stage._gate.form != "elementwise" or id(stage._root) in plan.fixed:
+        if stage.form != "elementwise" or id(stage.outputs[0]._root) in plan.fixed:
             continue
-        for x in stage._inputs:
-            if _dies_here(plan, x, last, n) and _fits(stage, x) and all(
+        y = stage.outputs[0]
+        for x in stage.inputs:
+            if _dies_here(plan, x, last, n) and _fits(y, x) and all(
                     other is x or plan.owner(other) is not plan.owner(x) or _same_view(other, x)
-                    for other in stage._inputs):
+                    for other in stage.inputs):
                 home = plan.owner(x)
-                plan.shares[id(stage)] = home
-                last[id(home)] = max(last.get(id(home), n), last.get(id(stage), n))
+                plan.shares[id(y)] = home
+                last[id(home)] = max(last.get(id(home), n), last.get(id(y), n))
                 break
 
 

@@ -4,36 +4,46 @@
 class Listing:
     """Stages in their order: `(3) y = tanh(x)`; a backward stage ends with the number it undoes.
 
-    Names are the function's own variables where it had one for a tensor, else t1, t2, ...
+    Names are the function's own variables where it had one for a tensor, else t1, t2, ...; the
+    number in brackets is that of the forward stage. `over x`: it writes where x lay.
     """
 
     def __init__(self, recording, plan):
         self._names = dict(recording.names)
+        for labels, checked, _, _ in recording.indices:
+            self._names.setdefault(id(checked), self._names.get(id(labels), labels.name or "labels"))
         self._unnamed = 0
+        self._made = {id(t) for stage in plan.stages for t in stage.outputs}
         self._lines = []
-        numbers, count = {}, 0
-        kept = {id(s) for s in plan.stages}
-        for stage in recording.stages:
-            if id(stage) not in kept:
-                continue
-            undone = recording.undoes.get(id(stage))
-            if hasattr(stage, "outputs"):
-                text = f"{stage.kernel}({', '.join(map(self.name, (*stage.outputs, *stage.inputs)))})"
+        numbers = {}
+        for stage in plan.stages:
+            arguments = ", ".join(map(self.name, stage.inputs))
+            if stage.form == "update":
+                text = f"{stage.name}({', '.join(map(self.name, (*stage.outputs, *stage.inputs)))})"
+            elif stage.form == "assign":
+                text = f"{self.name(stage.outputs[0])}.copy_({arguments})"
             else:
-                text = f"{self.name(stage)} = {stage._gate.name}({', '.join(map(self.name, stage._inputs))})"
-            if undone is None:
-                count += 1
-                numbers[id(stage)] = count
-                self._lines.append((f"({count}) {text}", stage))
+                text = f"{', '.join(map(self.name, stage.outputs))} = {stage.name}({arguments})"
+            if stage.undoes is None:
+                numbers[stage] = len(numbers) + 1
+                text = f"({numbers[stage]}) {text}"
             else:
-                self._lines.append((f"    {text}   # ({numbers.get(undone, '?')})", stage))
+                text = f"    {text}   # ({numbers.get(stage.undoes, '?')})"
+            self._lines.append((text, _shape(stage) + self._place(plan, stage)))
+
+    def _place(self, plan, stage):
+        shared = [plan.shares[id(t)] for t in stage.writes if id(t) in plan.shares]
+        return f", over {self.name(shared[0])}" if shared else ""
 
     def name(self, t):
-        """What a tensor is called."""
+        """What a tensor is called; one that no stage makes, by the memory that it shows."""
         if id(t) not in self._names:
-            constant = not t._abstract and t.size == 1 and t.name is None and t.is_leaf and not t.requires_grad
-            self._unnamed += not (t.name or constant)
-            self._names[id(t)] = t.name or (f"{t.item():.6g}" if constant else f"t{self._unnamed}")
+            if t._root is not t and id(t) not in self._made:
+                return f"view({self.name(t._root)})"
+            if not t._abstract and t.size == 1 and not t.name and not t.requires_grad:
+                return f"{t.item():.6g}"
+            self._unnamed += not t.name
+            self._names[id(t)] = t.name or f"t{self._unnamed}"
         return self._names[id(t)]
 
     def __len__(self):
@@ -41,12 +51,13 @@ class Listing:
 
     def __str__(self):
         width = max((len(text) for text, _ in self._lines), default=0)
-        return "\n".join(f"{text:<{width}}   {_shape(stage)}" for text, stage in self._lines)
+        return "\n".join(f"{text:<{width}}   {shape}" for text, shape in self._lines)
 
     __repr__ = __str__
 
 
 def _shape(stage):
-    if hasattr(stage, "outputs"):
+    if stage.form in ("update", "assign"):
         return "in place"
-    return f"{stage.dtype.name} {'x'.join(map(str, stage.shape)) or 'scalar'}"
+    t = stage.outputs[0]
+    return f"{t.dtype.name} {'x'.join(map(str, t.shape)) or 'scalar'}"

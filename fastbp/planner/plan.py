@@ -1,22 +1,83 @@
 """Plan: what passes work on."""
+from fastbp_ext.tensor import Tensor
+
+
+class Stage:
+    """What is done (a Gate, an Update, an Assign or a Call), on which tensors.
+
+    A tensor is recorded, without values, or one that the function captured. undoes: the forward
+    stage that a backward one undoes, or None.
+    """
+    __slots__ = ("what", "outputs", "inputs", "params", "undoes")
+
+    def __init__(self, recorded):
+        if isinstance(recorded, Tensor):
+            self.what, self.outputs, self.inputs = recorded._gate, (recorded,), recorded._inputs
+            self.params = recorded._params
+        else:
+            self.what, self.outputs, self.inputs = recorded, recorded.outputs, recorded.inputs
+            self.params = None
+        self.undoes = None
+
+    @property
+    def name(self):
+        return self.what.name
+
+    @property
+    def form(self):
+        return self.what.form
+
+    @property
+    def reads(self):
+        """The tensors whose values it needs."""
+        if self.form == "view":
+            return ()
+        return (*self.outputs, *self.inputs) if self.form == "update" else self.inputs
+
+    @property
+    def writes(self):
+        """The tensors that it writes."""
+        return () if self.form == "view" else self.outputs
+
+    @property
+    def lasts(self):
+        """Whether it does something beside its outputs, or its outputs outlive the program."""
+        return self.form in ("update", "assign") or self.form == "call" and self.what.effects
+
+    def lower_to(self, program):
+        """Hand its instructions to a program."""
+        self.what.lower_to(program, self.outputs, self.inputs, self.params)
+
+    def __repr__(self):
+        return f"<{self.name} of {', '.join(str(t.shape) for t in self.inputs)}>"
 
 
 class Plan:
     """Stages in their order, what must be there at the end, and who shares memory with whom.
 
-    stages: tensors and updates. inputs: tensors whose memory is given at each call. results:
-    tensors whose memory is made for each call. shares: id of a tensor that owns memory -> the
-    tensor whose memory it uses instead. offsets: id -> place in the arena, once it is laid out.
+    inputs: tensors whose memory is given at each call. results: tensors whose memory is made for
+    each call. shares: id of a tensor that owns memory -> the tensor whose memory it uses instead.
+    offsets: id -> place in the arena, once it is laid out. whole_size: bytes of all buffers, if
+    each had memory of its own. constants: id -> tensor made by the function itself.
     """
 
     def __init__(self, recording):
-        self.stages = list(recording.stages)
+        by_id = {id(recorded): Stage(recorded) for recorded in recording.stages}
+        self.stages = list(by_id.values())
+        reader = {id(t): stage for stage in reversed(self.stages) for t in stage.inputs}
+        for recorded, stage in zip(recording.stages, self.stages, strict=True):
+            undone = recording.undoes.get(id(recorded))
+            if undone is not None:    # a view of a captured tensor is no stage: its reader stands for it
+                stage.undoes = by_id.get(id(undone)) or reader.get(id(undone))
         self.inputs = list(recording.inputs)
         self.results = list(recording.results)
+        self.constants = dict(recording.made)    # id: a captured tensor that nobody else can change
+        for t in recording.written.values():
+            self.constants.pop(id(t._root), None)
         self.shares = {}
         self.offsets = {}
         self.arena_size = 0
-        self.whole_size = 0    # of all buffers, if each had memory of its own
+        self.whole_size = 0
         self.fixed = {id(t._root) for t in (*self.inputs, *self.results)}
 
     def owner(self, t):
@@ -26,16 +87,6 @@ class Plan:
             root = self.shares[id(root)]
         return root if root._abstract else None
 
-
-def reads(stage):
-    """The tensors whose values a stage needs."""
-    if hasattr(stage, "outputs"):
-        return (*stage.outputs, *stage.inputs)
-    return () if stage._gate.form == "view" else stage._inputs
-
-
-def writes(stage):
-    """The tensors that a stage writes."""
-    if hasattr(stage, "outputs"):
-        return stage.outputs
-    return () if stage._gate.form == "view" else (stage,)
+    def captured(self):
+        """The tensors of others that the stages touch, each once."""
+        return list({id(t): t for s in self.stages for t in (*s.outputs, *s.inputs) if not t._abstract}.values())

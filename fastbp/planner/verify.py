@@ -1,22 +1,23 @@
-"""The check of a plan after every pass."""
-from fastbp.planner.plan import reads, writes
+"""The check of a plan after every pass, and after it is laid out."""
+from fastbp.planner.arena import bytes_of, lives
 
 
 def verify(plan):
     """RuntimeError where a stage reads what no stage wrote, or what was overwritten since.
 
-    No stage writes to an input: a user's arrays are read only.
+    No stage writes to an input: a user's arrays are read only. In the arena no two buffers that
+    are needed at one time overlap.
     """
     inputs = {id(t._root) for t in plan.inputs}
     holds = {}    # id of the memory's tensor: the recorded tensor whose values are in it
     for n, stage in enumerate(plan.stages):
-        for t in reads(stage):
+        for t in stage.reads:
             root, home = t._root, plan.owner(t)
             if home is None or id(root) in inputs:
                 continue
             if holds.get(id(home)) is not root:
                 raise RuntimeError(f"plan: stage {n}, {stage!r}, reads {root!r}, which is not there")
-        for t in writes(stage):
+        for t in stage.writes:
             home = plan.owner(t)
             if home is not None:
                 if id(home) in inputs:
@@ -26,3 +27,22 @@ def verify(plan):
         home = plan.owner(t)
         if home is not None and id(t._root) not in inputs and holds.get(id(home)) is not t._root:
             raise RuntimeError(f"plan: the result {t!r} is not there at the end")
+    if plan.offsets:
+        _verify_arena(plan)
+
+
+def _verify_arena(plan):
+    """Walk the stages: what is written must be free of what is still needed."""
+    places = []
+    for home, first, last in lives(plan).values():
+        start = plan.offsets[id(home)]
+        if start % 64 or start + bytes_of(home) > plan.arena_size:
+            raise RuntimeError(f"plan: {home!r} does not lie in the arena")
+        places.append((first, last, start, start + bytes_of(home)))
+    places.sort()
+    alive = []
+    for first, last, start, stop in places:
+        alive = [other for other in alive if other[1] >= first]
+        if any(start < end and begin < stop for _, _, begin, end in alive):
+            raise RuntimeError(f"plan: two buffers that are needed at stage {first} overlap")
+        alive.append((first, last, start, stop))

@@ -22,7 +22,8 @@ typedef void (*fb_run)(const fb_instruction *, Py_ssize_t start, Py_ssize_t stop
 struct fb_instruction {
     fb_run run;
     fb_inner inner;
-    Py_ssize_t units;         /* pieces of work that may go to any thread */
+    Py_ssize_t units;         /* pieces of work that may go to any thread, */
+    Py_ssize_t grain, chunk;  /* in chunks of so many units, a multiple of the kernel's grain */
     Py_ssize_t work;          /* elements that all of them touch, about */
     char *p[FB_OPERANDS];
     double c[FB_CONSTANTS];

@@ -5,6 +5,8 @@
 #
 # An inner kernel `name(p, n, c)`: p[0] is the output y, the others are inputs x, n elements
 # each; c holds the gate's constants. y may be one of the inputs, element for element.
+from libc.math cimport pow as libm_pow
+
 ctypedef vec (*unary_gate)(vec x, const double* c) noexcept nogil
 ctypedef vec (*binary_gate)(vec x, vec y, const double* c) noexcept nogil
 ctypedef mask (*comparison)(vec x, vec y) noexcept nogil
@@ -111,6 +113,13 @@ cdef inline void where(char** p, Py_ssize_t n, const double* c) noexcept nogil:
         i += LANES
 
 
+cdef inline void number_pow(char** p, Py_ssize_t n, const double* c) noexcept nogil:
+    """z = x^y of Python numbers, by the C library as Python computes it; p: z, x, y."""
+    cdef Py_ssize_t i
+    for i in range(n):
+        (<real*> p[0])[i] = <real> libm_pow((<real*> p[1])[i], (<real*> p[2])[i])
+
+
 # --- comparisons: bytes of 0 and 1
 
 cdef inline mask m_lt(vec x, vec y) noexcept nogil: return lt(x, y)
@@ -169,7 +178,8 @@ cdef inline dict elementwise_kernels():
         "exp": <size_t> &exponential, "expm1": <size_t> &exponential_m1,
         "log": <size_t> &logarithm, "log1p": <size_t> &logarithm_1p, "erf": <size_t> &error_function,
         "add": <size_t> &add, "sub": <size_t> &sub, "mul": <size_t> &mul, "div": <size_t> &div,
-        "pow": <size_t> &pow, "maximum": <size_t> &maximum, "minimum": <size_t> &minimum,
+        "pow": <size_t> &pow, "number_pow": <size_t> &number_pow,
+        "maximum": <size_t> &maximum, "minimum": <size_t> &minimum,
         "clip": <size_t> &clip, "where": <size_t> &where,
         "lt": <size_t> &less, "le": <size_t> &less_equal, "eq": <size_t> &equal,
         "ne": <size_t> &not_equal, "gt": <size_t> &greater, "ge": <size_t> &greater_equal,

@@ -70,9 +70,25 @@ cdef inline void elementwise_direct(const fb_instruction* i, Py_ssize_t start, P
     """Every operand is contiguous: the inner kernel does all of it."""
     cdef char* p[8]
     cdef int k
+    if start == 0:
+        i.inner(<char**> i.p, stop, i.c)
+        return
     for k in range(i.operands):
         p[k] = <char*> i.p[k] + start * i.itemsize[k]
     i.inner(p, stop - start, i.c)
+
+
+cdef inline void elementwise_rows(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
+    """Two dimensions, and every operand is contiguous along the last: rows start .. stop."""
+    cdef char* p[8]
+    cdef Py_ssize_t _row
+    cdef int k
+    for k in range(i.operands):
+        p[k] = <char*> i.p[k] + start * i.stride[k][0]
+    for _row in range(start, stop):
+        i.inner(p, i.shape[1], i.c)
+        for k in range(i.operands):
+            p[k] += i.stride[k][0]
 
 
 cdef enum Access:
@@ -135,6 +151,13 @@ cdef inline void narrow(char** p, Py_ssize_t n, const double* c) noexcept nogil:
     cdef Py_ssize_t i
     for i in range(n):
         (<float*> p[0])[i] = <float> (<double*> p[1])[i]
+
+
+cdef inline void widen(char** p, Py_ssize_t n, const double* c) noexcept nogil:
+    """y = x, double from float."""
+    cdef Py_ssize_t i
+    for i in range(n):
+        (<double*> p[0])[i] = (<float*> p[1])[i]
 
 
 # --- comparisons of int64
@@ -203,8 +226,10 @@ cdef inline dict strided_kernels():
     """Loop forms and kernels that do not depend on the floating type."""
     return {
         "direct": <size_t> &elementwise_direct, "strided": <size_t> &elementwise_strided,
+        "rows": <size_t> &elementwise_rows,
         "copy1": <size_t> &copy1, "copy2": <size_t> &copy2,
-        "narrow": <size_t> &narrow, "copy4": <size_t> &copy4, "copy8": <size_t> &copy8, "take": <size_t> &take,
+        "narrow": <size_t> &narrow, "widen": <size_t> &widen,
+        "copy4": <size_t> &copy4, "copy8": <size_t> &copy8, "take": <size_t> &take,
         "adam_clock": <size_t> &adam_clock,
         "lt": <size_t> &lt_int, "le": <size_t> &le_int, "gt": <size_t> &gt_int,
         "ge": <size_t> &ge_int, "eq": <size_t> &eq_int, "ne": <size_t> &ne_int,

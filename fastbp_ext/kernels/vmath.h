@@ -541,7 +541,8 @@ FB_INLINE vec_f64 erf_f64(vec_f64 x) {
 /* ---- pow ---- */
 
 /* r = |x|^y given the signs and special cases of C's pow.  Adding BIG = 2^(bits of the
-   fraction) to |v| rounds it to a whole number. */
+   fraction) to |v| rounds it to a whole number.  The powers 1, 2 and -1 are exactly x, x x
+   and 1 / x: whether an exponent is known or an input changes no bit. */
 #define FB_POW_EDGES(S, BIG) \
     FB_INLINE mask_##S fb_whole_##S(vec_##S v) { \
         vec_##S a = abs_##S(v), big = splat_##S(BIG); \
@@ -553,7 +554,8 @@ FB_INLINE vec_f64 erf_f64(vec_f64 x) {
         r = select_##S(odd, copysign_##S(r, x), r); \
         r = select_##S(lt_##S(x, zero) & lt_##S(-infinity, x) & ~whole, splat_##S(NAN), r); \
         mask_##S unit = eq_##S(x, one) | eq_##S(y, zero) | (eq_##S(x, -one) & eq_##S(abs_##S(y), infinity)); \
-        return select_##S(unit, one, r); \
+        r = select_##S(eq_##S(y, one), x, select_##S(eq_##S(y, splat_##S(2)), x * x, r)); \
+        return select_##S(unit, one, select_##S(eq_##S(y, -one), one / x, r)); \
     }
 FB_POW_EDGES(f32, 0x1p23)
 FB_POW_EDGES(f64, 0x1p52)

@@ -1,0 +1,32 @@
+"""Pass: stages of nothing but constants are computed now."""
+from fastbp.tape import no_grad
+from fastbp_ext.tensor import view_of, with_recorder
+
+_FORMS = ("elementwise", "copy", "reduce", "convert")
+
+
+def constant(plan):
+    """What a stage makes of numbers that the function itself made takes its place among them."""
+    known = {}    # id of a recorded tensor: its values
+    kept = []
+    for stage in plan.stages:
+        stage.inputs = tuple([_seen(t, known) for t in stage.inputs])
+        if (stage.form in _FORMS and id(stage.outputs[0]) not in plan.fixed
+                and all(id(t._root) in plan.constants for t in stage.inputs)):
+            y = known[id(stage.outputs[0])] = with_recorder(None, _value, stage)
+            plan.constants[id(y)] = y
+        else:
+            kept.append(stage)
+    plan.stages = kept
+
+
+def _value(stage):
+    with no_grad():
+        if stage.form == "reduce":
+            return stage.what(*stage.inputs, axis=stage.params["axes"], keepdims=stage.params["keepdims"])
+        return stage.what(*stage.inputs, **(stage.params or {}))
+
+
+def _seen(t, known):
+    y = known.get(id(t._root))
+    return t if y is None else view_of(y, t.shape, t.strides, t._offset)

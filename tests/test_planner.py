@@ -1,0 +1,300 @@
+"""The planner: each pass fires on a named program and leaves the bits; the verifier; listings; chunks; the arena."""
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cases import ALL, CASES
+from test_gates import same_bits
+from test_staged import OPTIMIZERS, assert_same, flat, net
+
+import fastbp as fb
+from fastbp import data, nn, optim
+from fastbp.planner import PASSES
+from fastbp.planner.verify import verify
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def golden(name, text):
+    path = GOLDEN / name
+    assert path.exists() and path.read_text() == text + "\n", f"the listing changed; if it should, write it to {path}"
+
+
+def plan_of(staged):
+    return staged.replays[0].about.plan
+
+
+# --- the programs that the passes fire on
+
+def unused(x):
+    """dead: nobody needs the sum."""
+    fb.exp(x).sum()
+    return fb.tanh(x)
+
+
+def constants(x):
+    """constant: the seed of the gradient, divided by the number of elements, is known."""
+    return fb.value_and_grad(lambda t: fb.square(t).mean())(x)
+
+
+def reshaped(x):
+    """fold: a reshape of a transpose copies, and what reads the copy can read the original."""
+    y = x.T.reshape(4, 5, 3)[:, 1:] * 2.0
+    rows = fb.softmax(fb.broadcast_to(x[0], (6, 20)))
+    return y, rows, x.T.reshape(60) @ fb.ones(60)
+
+
+def overwritten(x):
+    """in_place: each value dies where the next is made."""
+    h = fb.tanh(x * 2.0)
+    return (fb.relu(h + 1.0) * h).sum()
+
+
+PROGRAMS = {"dead": unused, "constant": constants, "fold": reshaped, "in_place": overwritten}
+
+
+def test_every_pass_has_a_program():
+    assert list(PROGRAMS) == list(PASSES)
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_pass_fires_and_its_program_is_golden(name, monkeypatch):
+    x = fb.randn(3, 20, rng=0)
+    with_it, without = fb.staged(PROGRAMS[name]), fb.staged(PROGRAMS[name])
+    assert_same(with_it(x), with_it.eager(x))
+    monkeypatch.setenv("FASTBP_PASSES_OFF", name)
+    assert_same(without(x), with_it(x))
+    listing = str(with_it.stages())
+    assert listing != str(without.stages())
+    golden(f"{name}.txt", listing)
+    if name == "in_place":
+        assert plan_of(with_it).shares and not plan_of(without).shares
+    else:
+        assert len(plan_of(with_it).stages) < len(plan_of(without).stages)
+
+
+@pytest.mark.parametrize("off", [*PASSES, ",".join(PASSES)])
+@pytest.mark.parametrize("optimizer", ["momentum", "adam"])
+def test_training_without_a_pass_has_the_same_bits(off, optimizer, monkeypatch):
+    X, y = data.load_digits()
+    (a, _, step), (b, _, other) = net(optimizer), net(optimizer)
+    monkeypatch.setenv("FASTBP_PASSES_OFF", off)
+    for n in range(10):
+        rows = slice(16 * n, 16 * n + 16)
+        assert_same(step(X[rows], y[rows]), other.eager(X[rows], y[rows]))
+    for p, q in zip(a.parameters(), b.parameters(), strict=True):
+        assert same_bits(p, q)
+
+
+@pytest.mark.parametrize("name, k", [(name, k) for name, k in ALL if CASES[name][k].gradient])
+def test_every_gate_without_passes(name, k, monkeypatch):
+    case = CASES[name][k]
+    f = fb.staged(fb.value_and_grad(lambda *xs: fb.tanh(case.call(*xs)).sum(), argnums=tuple(range(len(case.shapes)))))
+    xs = [fb.tensor(x) for x in case.inputs(np.random.default_rng(0), np.float32)]
+    got = f(*xs)
+    f.reset()
+    monkeypatch.setenv("FASTBP_PASSES_OFF", ",".join(PASSES))
+    assert_same(got, f(*xs))
+
+
+# --- folding
+
+@pytest.mark.parametrize("view", [
+    lambda x: x.T.reshape(20, 3), lambda x: x.T.reshape(60), lambda x: x.T.reshape(4, 15)[1:, ::2],
+    lambda x: x.T.reshape(2, 10, 3).transpose(2, 0, 1), lambda x: x[:, ::2].reshape(30),
+    lambda x: x[::-1].reshape(5, 12), lambda x: fb.broadcast_to(x[:1], (4, 20)).reshape(80),
+    lambda x: x.T.reshape(60)[3:50], lambda x: x[:, None, ::-1].T,
+    lambda x: fb.broadcast_to(x[0, 3], (2, 3)).reshape(3, 2), lambda x: x.T.reshape(4, 5, 3)[:, :, 1],
+])
+@pytest.mark.parametrize("use", [
+    lambda v: v * 2.0, lambda v: v.sum(), lambda v: v.sum(0), fb.softmax, lambda v: v @ (v.T if v.ndim < 3 else v[0].T),
+    lambda v: v.reshape(-1)[np.array([2, 0])], lambda v: fb.concatenate([v, v]), lambda v: (v + 1.0, v),
+    lambda v: fb.maximum(v.T, 0.1),
+])
+def test_what_is_folded_shows_the_same(view, use):
+    f = fb.staged(lambda x: use(view(x)))
+    g = fb.staged(fb.grad(lambda x: sum((fb.tanh(y) ** 2).sum() for y in flat(use(view(x))))))
+    for seed in range(2):
+        x = fb.randn(3, 20, rng=seed)
+        assert_same(f(x), f.eager(x))
+        assert_same(g(x), g.eager(x))
+
+
+def test_a_copy_is_kept_where_the_original_changes_before_it_is_read():
+    w = fb.randn(3, 4, rng=0)
+
+    @fb.staged
+    def f(x):
+        old = w.T.reshape(3, 4)
+        w.copy_(x)
+        return old * 1.0
+
+    before = w.numpy().T.reshape(3, 4).copy()
+    assert same_bits(f(fb.zeros(3, 4)), before)
+
+
+# --- the verifier
+
+def test_the_verifier_refuses_wrong_plans():
+    f = fb.staged(lambda x: fb.exp(fb.tanh(x) * 2.0))
+    x = fb.ones(3)
+
+    def fresh():
+        f.reset()
+        f(x)
+        verify(plan_of(f))
+        return plan_of(f)
+
+    plan = fresh()
+    plan.stages = plan.stages[1:]
+    with pytest.raises(RuntimeError, match="not there"):
+        verify(plan)
+    plan = fresh()
+    plan.shares[id(plan.stages[0].outputs[0])] = plan.inputs[0]
+    with pytest.raises(RuntimeError, match="input"):
+        verify(plan)
+    plan = fresh()
+    plan.results = plan.results[:0] + [plan.stages[0].outputs[0]]
+    plan.stages = plan.stages[1:]
+    with pytest.raises(RuntimeError, match="not there"):
+        verify(plan)
+
+
+def test_the_verifier_sees_buffers_that_overlap():
+    f = fb.staged(lambda x: (fb.tanh(x) * fb.exp(x)).sum())
+    f(fb.ones(100))
+    plan = plan_of(f)
+    assert len(set(plan.offsets.values())) > 1
+    for key in plan.offsets:
+        plan.offsets[key] = 0
+    with pytest.raises(RuntimeError, match="overlap"):
+        verify(plan)
+    plan.offsets[key] = 64 * (plan.arena_size // 64)
+    with pytest.raises(RuntimeError, match="arena"):
+        verify(plan)
+
+
+# --- memory
+
+def deep(layers, width, batch, activation=nn.Tanh):
+    rng = np.random.default_rng(0)
+    model = nn.Sequential(*[m for _ in range(layers) for m in (nn.Linear(width, width, rng=rng), activation())])
+    opt = optim.SGD(model.parameters(), lr=0.1)
+
+    @fb.staged
+    def step(x):
+        loss = fb.square(model(x)).mean()
+        opt.zero_grad()
+        loss.backward()
+        opt.step()
+        return loss
+
+    step(fb.ones(batch, width))
+    return step
+
+
+@pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU])
+def test_the_arena_is_smaller_than_its_buffers(activation):
+    step = deep(10, 256, 64, activation)
+    assert step.memory.share <= 0.45, step.memory
+    assert f"{step.memory.arena:,} bytes" in str(step.memory) and step.memory.arena < step.memory.buffers
+
+
+def test_many_batch_sizes_keep_to_64_programs_and_one_arena():
+    f = fb.staged(lambda x: (fb.exp(x) * x).sum())
+    for n in range(1, 201):
+        f(fb.ones(n))
+    assert len(f.replays) == 64 and f.recordings == 200
+    largest = max(r.about.plan.arena_size for r in f.replays)
+    assert f.arena.memory.size == largest
+    f(fb.ones(200))
+    assert f.recordings == 200, "the last used are kept"
+    f(fb.ones(1))
+    assert f.recordings == 201 and f.arena.memory.size == largest
+    f.reset()
+    assert len(f.replays) == 0 and f(fb.ones(3)).item() == pytest.approx(3 * np.e, rel=1e-6)
+
+
+# --- chunks
+
+@pytest.mark.parametrize("name, k", ALL)
+@pytest.mark.parametrize("order", [1, -1])
+def test_chunks_may_run_in_any_order(name, k, order):
+    """Every gate at a size that splits: chunk by chunk, from either end, the same bits."""
+    case = CASES[name][k]
+    if not case.gradient:
+        f = fb.staged(case.call)
+    else:
+        f = fb.staged(fb.value_and_grad(lambda *xs: fb.tanh(case.call(*xs)).sum(),
+                                        argnums=tuple(range(len(case.shapes)))))
+    shapes = [(400, 300)] * len(case.shapes) if case.elementwise else case.shapes
+    xs = [fb.tensor(x) for x in case.inputs(np.random.default_rng(0), np.float32, shapes)]
+    whole = [t.numpy().copy() for t in flat(f(*xs))]
+    made = flat(f(*xs))     # what run_in_chunks writes to: the last results
+    for t in made:
+        t.numpy()[...] = 0
+    program = f.replays[0].program
+    program.run_in_chunks(order)
+    for t, expected in zip(made, whole, strict=True):
+        assert same_bits(t, expected)
+    if case.elementwise:
+        assert max(program.chunks) > 1
+
+
+def test_large_products_reductions_and_rows_come_in_chunks():
+    x, w = fb.randn(300, 400, rng=0), fb.randn(400, 200, rng=1)
+    labels = np.arange(300) % 200
+
+    def f(x, w):
+        y = x @ w
+        return fb.cross_entropy(y, labels), fb.softmax(y), y.sum(0), y.max(1), y + w[0, :200]
+
+    staged = fb.staged(f)
+    staged(x, w)
+    made = staged(x, w)
+    whole = [t.numpy().copy() for t in made]
+    for order in (1, -1):
+        for t in made:
+            t.numpy()[...] = 0
+        staged.replays[0].program.run_in_chunks(order)
+        for t, expected in zip(made, whole, strict=True):
+            assert same_bits(t, expected)
+    assert sum(n > 1 for n in staged.replays[0].program.chunks) >= 5
+
+
+# --- listings
+
+def circuit_of_the_text():
+    @fb.staged
+    def circuit(x, y):
+        sigy = fb.sigmoid(y)
+        num = x + sigy
+        sigx = fb.sigmoid(x)
+        xpy = x + y
+        xpysqr = xpy**2
+        den = sigx + xpysqr
+        f = num / den
+        f.backward()
+        return f
+    return circuit
+
+
+def test_the_listing_of_the_texts_circuit():
+    circuit = circuit_of_the_text()
+    x, y = (fb.tensor(np.float64(v), requires_grad=True, name=n) for v, n in ((3, "x"), (-4, "y")))
+    assert abs(circuit(x, y).item() - 1.5456448841) < 1e-10
+    assert abs(x.grad.item() - 2.0595697956) < 1e-10 and abs(y.grad.item() - 1.5922327515) < 1e-10
+    golden("circuit.txt", str(circuit.stages()))
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_the_listing_of_a_training_step_names_parameters_and_what_is_undone(optimizer):
+    X, y = data.load_digits()
+    _, _, step = net(optimizer)
+    step(X[:4], y[:4])
+    listing = str(step.stages())
+    if optimizer == "adam":
+        golden("training.txt", listing)
+    for name in ("0.weight", "0.bias", "2.weight", "4.bias"):
+        assert name in listing
+    assert "(?)" not in listing and listing.count("in place") >= 6
