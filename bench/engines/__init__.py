@@ -18,6 +18,10 @@ ENGINES = {
     "fastbp loop": ("fastbp_", "loop", {}),
     "numpy": ("numpy_", "call", {}),
     "python": ("python_", "call", {}),
+    "torch": ("torch_", "call", {}),
+    "torch.compile": ("torch_", "call", {"compiled": True}),
+    "jax": ("jax_", "call", {}),
+    "jax loop": ("jax_", "loop", {}),
 }
 OURS = ("fastbp", "fastbp loop")
 
