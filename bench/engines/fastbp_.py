@@ -1,0 +1,100 @@
+"""fastbp, by its public functions alone: fb.staged, and its repeat and epoch."""
+import numpy as np
+
+import fastbp as fb
+from bench.engines import case, digest
+from bench.gates import GateCall
+from bench.workloads import AdamUpdate, Circuit, CrossEntropy, Elementwise, Net, ThreePoints
+from fastbp import nn, optim
+
+VERSION = fb.__version__
+ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh, "softplus": nn.Softplus}
+LOSSES = {
+    "mse": fb.mse_loss,
+    "ssr": lambda x, y: fb.mse_loss(x, y, reduction="sum"),
+    "cross_entropy": fb.cross_entropy,
+}
+OPTIMIZERS = {
+    "sgd": lambda params, w: optim.SGD(params, lr=w.lr),
+    "momentum": lambda params, w: optim.SGD(params, lr=w.lr, momentum=w.momentum),
+    "adam": lambda params, w: optim.Adam(params, lr=w.lr, betas=(w.beta1, w.beta2), eps=w.eps),
+}
+
+
+def tensors(ring):
+    return [tuple(fb.tensor(np.asarray(a)) for a in batch) for batch in ring]
+
+
+def loss_and_gradients(function, w, argnums):
+    """A case of one staged call that returns a value and gradients."""
+    def numbers(result):
+        value, grads = result
+        return [[value.item()], *digest(*(grads if isinstance(grads, tuple) else (grads,)))]
+
+    step = fb.staged(fb.value_and_grad(function, argnums=argnums))
+    return case(step, tensors(w.ring()), lambda result: result[0].item(), numbers)
+
+
+def circuit(w, form):
+    def f(x, y):
+        return (x + fb.sigmoid(y)) / (fb.sigmoid(x) + (x + y)**2)
+    return loss_and_gradients(f, w, (0, 1))
+
+
+def elementwise(w, form):
+    def f(x, y):
+        return fb.tanh(x * y + fb.sigmoid(x)).sum()
+    return loss_and_gradients(f, w, (0, 1))
+
+
+def cross_entropy(w, form):
+    return loss_and_gradients(fb.cross_entropy, w, 0)
+
+
+def net(w, form):
+    layers = []
+    for i, o in zip(w.sizes, w.sizes[1:], strict=False):
+        layers += [nn.Linear(i, o, bias=w.bias), ACTIVATIONS[w.activation]()]
+    model = nn.Sequential(*layers[:-1])
+    state = {}
+    for i, (weight, bias) in enumerate(w.weights()):
+        state[f"{2 * i}.weight"] = weight.T
+        if bias is not None:
+            state[f"{2 * i}.bias"] = bias
+    model.load_state_dict(state)
+    opt, loss_of = OPTIMIZERS[w.optimizer](model.parameters(), w), LOSSES[w.loss]
+
+    @fb.staged
+    def step(x, y):
+        loss = loss_of(model(x), y)
+        opt.zero_grad()
+        loss.backward()
+        opt.step()
+        return loss
+
+    if form == "call":
+        return case(step, tensors(w.ring()), lambda loss: loss.item())
+    if w.loop == "epoch":
+        return case(lambda x, y: step.epoch(x, y, batch_size=w.batch), [w.arrays()], float, steps=w.steps_of_loop)
+    return case(lambda x, y: step.repeat(w.repeats, x, y), tensors(w.ring()), lambda loss: loss.item(),
+                steps=w.repeats)
+
+
+def adam_update(w, form):
+    p = fb.tensor(w.weights(), requires_grad=True)
+    opt = OPTIMIZERS["adam"]([p], w)
+
+    @fb.staged
+    def step(g):
+        p.grad = g
+        opt.step()
+
+    return case(step, tensors(w.ring()), lambda _: float(p.numpy()[0]), lambda _: digest(p.numpy() - w.weights()))
+
+
+def gate(w, form):
+    return case(w.case.call, tensors(w.ring(np.float32)), lambda r: None, lambda r: digest(r))
+
+
+BUILD = {Circuit: circuit, Net: net, ThreePoints: net, Elementwise: elementwise, CrossEntropy: cross_entropy,
+         AdamUpdate: adam_update, GateCall: gate}

@@ -1,0 +1,244 @@
+"""NumPy by hand, as a careful person writes it: buffers made once, out= and in-place operations.
+
+With dtype=float64 it is what all engines are checked against.
+"""
+import math
+
+import numpy as np
+
+from bench.engines import case, digest
+from bench.gates import GateCall
+from bench.workloads import AdamUpdate, CrossEntropy, Elementwise, Net, ThreePoints
+
+VERSION = np.__version__
+
+
+# --- activations: (h in place, d *= the derivative, which may write over their output h)
+
+def relu(shape):
+    mask = np.empty(shape, bool)
+
+    def forward(h):
+        np.maximum(h, 0, out=h)
+
+    def backward(d, h):
+        d *= np.greater(h, 0, out=mask)
+    return forward, backward
+
+
+def tanh(shape):
+    def forward(h):
+        np.tanh(h, out=h)
+
+    def backward(d, h):
+        np.multiply(h, h, out=h)
+        d *= np.subtract(1, h, out=h)
+    return forward, backward
+
+
+def softplus(shape):
+    def forward(h):
+        np.log1p(np.exp(h, out=h), out=h)
+
+    def backward(d, h):
+        np.exp(np.negative(h, out=h), out=h)
+        d *= np.subtract(1, h, out=h)         # 1 - e^-softplus(x) = sigmoid(x)
+    return forward, backward
+
+
+ACTIVATIONS = {"relu": relu, "tanh": tanh, "softplus": softplus}
+
+
+# --- losses (s, target) -> loss: the gradient is written over the scores s
+
+def squares(shape, dtype, mean):
+    scale = 1 / math.prod(shape) if mean else 1.0
+
+    def loss(s, y):
+        s -= y
+        flat = s.ravel()
+        value = scale * np.dot(flat, flat)
+        s *= 2 * scale
+        return value
+    return loss
+
+
+def softmax_loss(shape, dtype):
+    n, classes = shape
+    first = np.arange(n) * classes              # of each row, in the flat scores
+    ones, each = np.ones(classes, dtype), np.full(n, 1 / n, dtype)
+    place, total, value = np.empty(n, np.int64), np.empty(n, dtype), np.empty(n, dtype)
+    few = classes <= 32                         # then NumPy is faster down the columns
+
+    def loss(s, labels):
+        s -= np.maximum.reduce(s.T.copy(), 0)[:, None] if few else np.maximum.reduce(s, 1, keepdims=True)
+        np.add(first, labels, out=place)
+        flat = s.ravel()
+        at_labels = flat[place]
+        np.exp(s, out=s)
+        np.dot(s, ones, out=total)
+        np.log(total, out=value)
+        np.subtract(value, at_labels, out=value)
+        np.divide(1 / n, total, out=total)
+        s *= total[:, None]
+        flat[place] -= 1 / n
+        return np.dot(value, each)
+    return loss
+
+
+LOSSES = {
+    "mse": lambda shape, dtype: squares(shape, dtype, mean=True),
+    "ssr": lambda shape, dtype: squares(shape, dtype, mean=False),
+    "cross_entropy": softmax_loss,
+}
+
+
+# --- updates of a flat vector p by its gradient g, which they may write over
+
+def sgd(p, w):
+    def update(g):
+        nonlocal p
+        g *= w.lr
+        p -= g
+    return update
+
+
+def momentum(p, w):
+    v = np.zeros_like(p)
+
+    def update(g):
+        nonlocal p, v
+        v *= w.momentum
+        v += g
+        p -= np.multiply(v, w.lr, out=g)
+    return update
+
+
+def adam(p, w):
+    m, v, scratch, t = np.zeros_like(p), np.zeros_like(p), np.empty_like(p), 0
+
+    def update(g):
+        nonlocal p, m, v, scratch, t
+        t += 1
+        m *= w.beta1
+        m += np.multiply(g, 1 - w.beta1, out=scratch)
+        v *= w.beta2
+        np.multiply(g, g, out=scratch)
+        scratch *= 1 - w.beta2
+        v += scratch
+        np.sqrt(v, out=scratch)
+        scratch *= (1 - w.beta2**t)**-0.5
+        scratch += w.eps
+        np.divide(m, scratch, out=scratch)
+        scratch *= w.lr / (1 - w.beta1**t)
+        p -= scratch
+    return update
+
+
+UPDATES = {"sgd": sgd, "momentum": momentum, "adam": adam}
+
+
+def views(w, flat):
+    """[(weight (in, out), bias (out,) or None), ...] over the memory of one vector."""
+    made, at = [], 0
+    for i, o in zip(w.sizes, w.sizes[1:], strict=False):
+        weight, at = flat[at:at + i * o].reshape(i, o), at + i * o
+        made.append((weight, flat[at:at + o] if w.bias else None))
+        at += o * w.bias
+    return made
+
+
+def net(w, form, dtype=np.float32):
+    """All parameters lie in one vector, as do their gradients: one update for all."""
+    p, g = np.empty(w.parameters, dtype), np.empty(w.parameters, dtype)
+    weights, gradients = views(w, p), views(w, g)
+    for mine, given in zip(weights, w.weights(), strict=True):
+        for x, value in zip(mine, given, strict=True):
+            if x is not None:
+                x[...] = value
+    hidden = [np.empty((w.batch, o), dtype) for o in w.sizes[1:-1]]
+    top = np.empty((w.batch, w.sizes[-1]), dtype)
+    activations = [ACTIVATIONS[w.activation](h.shape) for h in hidden]
+    below = list(zip(hidden, map(np.empty_like, hidden), (back for _, back in activations), strict=True))
+    upwards = list(zip(weights, [*hidden, top], [*(act for act, _ in activations), None], strict=True))
+    downwards = list(zip(weights, gradients, [(None, None, None), *below], strict=True))[::-1]
+    update, loss_of = UPDATES[w.optimizer](p, w), LOSSES[w.loss](top.shape, dtype)
+    ones = np.ones(w.batch, dtype)
+
+    def step(x, y):
+        a = x
+        for (weight, bias), h, activate in upwards:
+            np.dot(a, weight, out=h)
+            if bias is not None:
+                h += bias
+            if activate is not None:
+                activate(h)
+            a = h
+        loss, d = loss_of(top, y), top
+        for (weight, _), (dweight, dbias), (h, dh, back) in downwards:
+            np.dot((x if h is None else h).T, d, out=dweight)
+            if dbias is not None:
+                np.dot(ones, d, out=dbias)
+            if h is not None:
+                d = np.dot(d, weight.T, out=dh)
+                back(d, h)
+        update(g)
+        return loss
+
+    ring = [tuple(a.astype(dtype) if a.dtype.kind == "f" else a for a in batch) for batch in w.ring()]
+    if form == "call":
+        return case(step, ring, float)
+    if w.loop == "epoch":
+        return case(lambda: np.mean([step(x, y) for x, y in ring]), [()], float, steps=w.steps_of_loop)
+    return case(lambda x, y: [step(x, y) for _ in range(w.repeats)][-1], ring, float, steps=w.repeats)
+
+
+def elementwise(w, form, dtype=np.float32):
+    s, t, dx, dy = (np.empty(w.n, dtype) for _ in range(4))
+
+    def step(x, y):
+        np.negative(x, out=s)
+        np.exp(s, out=s)
+        np.add(s, 1, out=s)
+        np.reciprocal(s, out=s)
+        np.multiply(x, y, out=t)
+        np.add(t, s, out=t)
+        np.tanh(t, out=t)
+        value = t.sum()
+        np.multiply(t, t, out=t)
+        np.subtract(1, t, out=t)            # by the argument of tanh
+        np.multiply(t, x, out=dy)
+        np.subtract(1, s, out=dx)
+        np.multiply(dx, s, out=dx)
+        np.add(dx, y, out=dx)
+        np.multiply(dx, t, out=dx)
+        return value, dx, dy
+
+    ring = [(x.astype(dtype), y.astype(dtype)) for x, y in w.ring()]
+    return case(step, ring, lambda r: float(r[0]), lambda r: [[float(r[0])], *digest(*r[1:])])
+
+
+def cross_entropy(w, form, dtype=np.float32):
+    s = np.empty((w.rows, w.classes), dtype)
+    loss_of = softmax_loss(s.shape, dtype)
+
+    def step(logits, labels):
+        np.copyto(s, logits)
+        return loss_of(s, labels), s
+
+    ring = [(x.astype(dtype), labels) for x, labels in w.ring()]
+    return case(step, ring, lambda r: float(r[0]), lambda r: [[float(r[0])], *digest(r[1])])
+
+
+def adam_update(w, form, dtype=np.float32):
+    p = w.weights().astype(dtype)
+    ring = [(g.astype(dtype),) for g, in w.ring()]
+    return case(adam(p, w), ring, lambda _: float(p[0]), lambda _: digest(p - w.weights()))
+
+
+def gate(w, form, dtype=np.float32):
+    return case(w.case.oracle, w.ring(dtype), lambda r: None, lambda r: digest(r))
+
+
+BUILD = {Net: net, ThreePoints: net, Elementwise: elementwise, CrossEntropy: cross_entropy, AdamUpdate: adam_update,
+         GateCall: gate}

@@ -1,0 +1,34 @@
+"""What the hardware does at most: multiply-adds in a matrix product, and copies."""
+import time
+
+import numpy as np
+
+import fastbp as fb
+
+
+def best(function, least):
+    """Seconds of the fastest call of those that fit in `least` seconds; three at least."""
+    function()
+    times, end = [], time.perf_counter() + least
+    while len(times) < 3 or time.perf_counter() < end:
+        begin = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - begin)
+    return min(times)
+
+
+def multiply_adds(least):
+    """Float32 multiply-adds a second: the best of fastbp's and NumPy's products of n x n matrices."""
+    rates = []
+    for n in (384, 768):
+        x = np.random.default_rng(0).random((n, n), np.float32)
+        t, y = fb.tensor(x), np.empty_like(x)
+        rates += [n**3 / best(lambda t=t: t @ t, least), n**3 / best(lambda x=x, y=y: np.matmul(x, x, out=y), least)]
+    return max(rates)
+
+
+def copy(size, least):
+    """Seconds to read and write `size` bytes in all, the better of a copy and of a product in place."""
+    source, target = np.ones(size // 8, np.float32), np.ones(size // 8, np.float32)
+    return min(best(lambda: np.copyto(target, source), least),
+               best(lambda: np.multiply(target, 1.0, out=target), least))
