@@ -18,7 +18,7 @@ from fastbp.recording import Recording
 from fastbp.tape import no_grad
 from fastbp_ext.gate import Gate
 from fastbp_ext.program import Program
-from fastbp_ext.replay import Bound, Caller, Feed, Replay, is_number, nest_of, spec_of
+from fastbp_ext.replay import Bound, Caller, Feed, Replay, called_quickly, is_number, nest_of, spec_of
 from fastbp_ext.tensor import Tensor, empty, from_numpy, is_replayed, tensor, with_recorder
 
 
@@ -201,6 +201,7 @@ class Memory(NamedTuple):
         return f"arena {self.arena:,} bytes, {self.share:.0%} of {self.buffers:,} in all buffers"
 
 
+@called_quickly
 class Staged(Caller):
     """A function that is recorded once for each signature of its arguments, then replayed.
 

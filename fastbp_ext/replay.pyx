@@ -28,6 +28,14 @@ from fastbp_ext.tensor import empty, view_of
 
 cdef extern from "Python.h":
     unsigned long PyThread_get_thread_ident() nogil
+    Py_ssize_t PyVectorcall_NARGS(size_t count)
+    unsigned long Py_TPFLAGS_HAVE_VECTORCALL
+    ctypedef object (*vectorcallfunc)(object, PyObject**, size_t, PyObject*)
+    ctypedef struct type_fields "PyTypeObject":
+        Py_ssize_t tp_vectorcall_offset
+        unsigned long tp_flags
+    ctypedef struct tuple_fields "PyTupleObject":
+        PyObject** ob_item
 
 cdef extern from * nogil:
     """
@@ -72,6 +80,10 @@ cdef bint sees_arrays():
 
 
 cdef bint direct_arrays = sees_arrays()
+
+
+cdef PyObject** items(tuple t):
+    return (<tuple_fields*> <PyObject*> t).ob_item
 
 
 # --- what arguments must be
@@ -476,19 +488,19 @@ cdef class Replay:
             k += 1
         return True
 
-    cdef bint takes(self, tuple args, dict kwargs) except -1:
-        """Whether this replay is the one for these arguments, as all is now; then labels are checked."""
-        cdef Py_ssize_t k, n = PyTuple_GET_SIZE(self.args)
-        if (PyTuple_GET_SIZE(args) != n or self.grad_mode != grad_enabled() or self.precision != precision
+    cdef bint takes(self, PyObject** args, Py_ssize_t n, dict kwargs) except -1:
+        """Whether this replay is the one for these n arguments, as all is now; then labels are checked."""
+        cdef Py_ssize_t k
+        if (PyTuple_GET_SIZE(self.args) != n or self.grad_mode != grad_enabled() or self.precision != precision
                 or self.flushing != flush):
             return False
         self.at = 0
         if self.borrowed:
             self.borrowed.clear()
         for k in range(n):
-            if not self.match(<Spec> PyTuple_GET_ITEM(self.args, k), <object> PyTuple_GET_ITEM(args, k)):
+            if not self.match(<Spec> PyTuple_GET_ITEM(self.args, k), <object> args[k]):
                 return False
-        if (kwargs or self.kwargs.parts) and not self.match(self.kwargs, kwargs):
+        if (kwargs is not None and kwargs or self.kwargs.parts) and not self.match(self.kwargs, kwargs or {}):
             return False
         return self.holds() and (not self.indices or self.labels_fit())
 
@@ -857,6 +869,7 @@ cdef class Caller:
     cdef readonly object function
     cdef readonly list replays      # the last used first
     cdef readonly Arena arena
+    cdef vectorcallfunc vectorcall
     cdef bint busy
     cdef unsigned long owner
     cdef int born                   # how many forks there had been when it became busy
@@ -865,6 +878,9 @@ cdef class Caller:
         self.function = function
         self.replays = []
         self.arena = Arena()
+
+    def __cinit__(self):
+        self.vectorcall = call_quickly
 
     def __call__(self, *args, **kwargs):
         if not replaying():
@@ -879,7 +895,7 @@ cdef class Caller:
         while True:
             self.take_turn()
             try:
-                replay = self.find(args, kwargs)
+                replay = self.find(items(args), PyTuple_GET_SIZE(args), kwargs)
                 if replay is None:
                     result = RETRY
                 elif times == 1:
@@ -897,15 +913,15 @@ cdef class Caller:
             if done >= times:
                 return result
 
-    cdef Replay find(self, tuple args, dict kwargs):
+    cdef Replay find(self, PyObject** args, Py_ssize_t n, dict kwargs):
         """The replay for these arguments; its turn has come."""
         cdef Replay replay
-        cdef Py_ssize_t n
-        for n in range(PyList_GET_SIZE(self.replays)):
-            replay = <Replay> PyList_GET_ITEM(self.replays, n)
-            if replay.takes(args, kwargs):
-                if n:
-                    self.replays.insert(0, self.replays.pop(n))
+        cdef Py_ssize_t k
+        for k in range(PyList_GET_SIZE(self.replays)):
+            replay = <Replay> PyList_GET_ITEM(self.replays, k)
+            if replay.takes(args, n, kwargs):
+                if k:
+                    self.replays.insert(0, self.replays.pop(k))
                 return replay
         return None
 
@@ -926,7 +942,7 @@ cdef class Caller:
         while replay is None:
             self.take_turn()
             try:
-                replay = self.find(args, kwargs)
+                replay = self.find(items(args), PyTuple_GET_SIZE(args), kwargs)
             finally:
                 self.give_turn()
             if replay is None:
@@ -947,7 +963,7 @@ cdef class Caller:
         cdef double total = 0
         self.take_turn()
         try:
-            if not replay.takes(args, {}):
+            if not replay.takes(items(args), PyTuple_GET_SIZE(args), None):
                 return None
             at = replay.run_rows(feed, at, stop, size, &total)
         finally:
@@ -975,6 +991,43 @@ cdef class Caller:
         self.busy = False
         if waiting:
             wake()
+
+
+cdef object call_quickly(object self, PyObject** args, size_t count, PyObject* names):
+    """Caller.__call__ by Python's vectorcall protocol (PEP 590): no tuple and no dict of arguments is made."""
+    cdef Caller caller = <Caller> self
+    cdef Py_ssize_t n = PyVectorcall_NARGS(count)
+    cdef Replay replay
+    result = RETRY
+    if names == NULL and replaying():
+        caller.take_turn()
+        try:
+            replay = caller.find(args, n, None)
+            if replay is not None:
+                result = replay.call()
+        finally:
+            caller.give_turn()
+        if result is not RETRY:
+            return result
+    given = [<object> args[k] for k in range(n)]
+    if names == NULL:
+        return Caller.__call__(caller, *given)
+    return Caller.__call__(caller, *given, **{name: <object> args[n + k] for k, name in enumerate(<tuple> names)})
+
+
+def called_quickly(cls):
+    """Decorates Caller and subclasses: `call_quickly` calls their instances. Before Python 3.12 none inherits it."""
+    (<type_fields*> <PyObject*> cls).tp_vectorcall_offset = vectorcall_offset
+    (<type_fields*> <PyObject*> cls).tp_flags |= Py_TPFLAGS_HAVE_VECTORCALL
+    return cls
+
+
+cdef Py_ssize_t offset_in(Caller caller):
+    return <char*> &caller.vectorcall - <char*> <PyObject*> caller
+
+
+cdef Py_ssize_t vectorcall_offset = offset_in(Caller.__new__(Caller))
+called_quickly(Caller)
 
 
 cdef class Bound:

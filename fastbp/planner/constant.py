@@ -1,7 +1,9 @@
 """Pass: stages of nothing but constants are computed now."""
+from fastbp.gates.shape import copy
 from fastbp.tape import no_grad
 from fastbp_ext.tensor import view_of, with_recorder
 
+_SMALL = 4096    # elements
 _FORMS = ("elementwise", "copy", "reduce", "convert")
 
 
@@ -11,6 +13,8 @@ def constant(plan):
     kept = []
     for stage in plan.stages:
         stage.inputs = tuple([_seen(t, known) for t in stage.inputs])
+        if stage.form == "elementwise":
+            stage.inputs = tuple([_dense(plan, t) for t in stage.inputs])
         if (stage.form in _FORMS and id(stage.outputs[0]) not in plan.fixed
                 and all(id(t._root) in plan.constants for t in stage.inputs)):
             y = known[id(stage.outputs[0])] = with_recorder(None, _value, stage)
@@ -18,6 +22,15 @@ def constant(plan):
         else:
             kept.append(stage)
     plan.stages = kept
+
+
+def _dense(plan, t):
+    """A small constant as its reader's loop likes it best: each element in its place."""
+    if id(t._root) not in plan.constants or t.is_contiguous or t.size > _SMALL:
+        return t
+    y = with_recorder(None, copy, t)
+    plan.constants[id(y)] = y
+    return y
 
 
 def _value(stage):

@@ -33,6 +33,7 @@ cdef extern from "tile.h" nogil:
         FB_A_SCRATCH
         FB_FAR
         FB_PACK_ROWS
+        FB_FEW
 
     ctypedef void (*fb_tile_run)(const fb_tile* t) noexcept nogil
     fb_tile_run tile_of "v_tile_of"(const real* type, Py_ssize_t rows, Py_ssize_t vectors)
@@ -244,6 +245,19 @@ cdef inline void multiply(const product* p) noexcept nogil:
         first += rows
 
 
+cdef inline void multiply_few(const product* p) noexcept nogil:
+    """A product of so few numbers that setting up tiles takes longer; its chains are theirs."""
+    cdef Py_ssize_t r, j, q
+    cdef real sum
+    for r in range(p.m):
+        for j in range(p.n):
+            sum = 0
+            for q in range(p.k):
+                sum = fma_one((<const real*> (p.a + r * p.a_row + q * p.a_k))[0],
+                              (<const real*> (p.b + q * p.b_k + j * p.b_column))[0], sum)
+            (<real*> (p.c + r * p.c_row))[j] = sum
+
+
 cdef inline void matmul(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
     """C[.., m, n] = sum over k of A[.., m, k] * B[.., k, n], rows [start, stop) of all (.., m)."""
     cdef:
@@ -262,6 +276,13 @@ cdef inline void matmul(const fb_instruction* i, Py_ssize_t start, Py_ssize_t st
     p.a_k = a[d + 2]
     p.b_k = b[d + 2]
     p.b_column = b[d + 1]
+    if d == 0 and (stop - start) * p.n * p.k <= FB_FEW:
+        p.m = stop - start
+        p.c = i.p[0] + start * p.c_row
+        p.a = i.p[1] + start * p.a_row
+        p.b = i.p[2]
+        multiply_few(&p)
+        return
     # A batch that shares B and lies evenly is one tall product.
     while d > 0 and b[d - 1] == 0 and c[d - 1] == m * p.c_row and a[d - 1] == m * p.a_row:
         d -= 1

@@ -135,10 +135,12 @@ cdef inline char* place(const fb_instruction* i, int operand, int first, int las
     """Where an operand's element `at`, in C order of dimensions first .. last, lies."""
     cdef char* p = <char*> i.p[operand]
     cdef int d = last - 1
-    while d >= first:
+    while d > first:
         p += at % i.shape[d] * i.stride[operand][d]
         at //= i.shape[d]
         d -= 1
+    if first < last:
+        p += at * i.stride[operand][first]
     return p
 
 
@@ -160,7 +162,7 @@ cdef inline void reduce_columns(const fb_instruction* i, Py_ssize_t start, Py_ss
     cdef int top, d
     cdef Py_ssize_t at[12]
     cdef const char* x
-    cdef real* y
+    cdef char* y
     while m < stop:
         width = last - m % last
         if width > stop - m:
@@ -212,15 +214,53 @@ cdef inline void reduce_columns(const fb_instruction* i, Py_ssize_t start, Py_ss
         while top > 1:
             fold_into(level[top - 2], level[top - 1], width, f)
             top -= 1
+        y = place(i, 0, 0, i.kept, m)
         for k in range(width):
-            y = <real*> place(i, 0, 0, i.kept, m + k)
-            y[0] = (level[0][k] if n else identity) / <real> i.c[0]
+            (<real*> (y + k * i.stride[0][i.kept - 1]))[0] = (level[0][k] if n else identity) / <real> i.c[0]
         m += width
+
+
+cdef inline bint are_few(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
+    """Whether there are at most 16 elements for each sum, and the sums are one or lie side by side."""
+    return (i.kept <= 1 and i.ndim <= i.kept + 1 and (i.ndim == i.kept or i.shape[i.kept] <= SUM_LANES)
+            and (stop - start == 1 or i.stride[0][0] == sizeof(real) and i.stride[1][0] == sizeof(real)))
+
+
+cdef inline void reduce_few(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop, real identity,
+                            fold f) noexcept nogil:
+    """A vector of sums at a time; the lanes of each stay in registers."""
+    cdef Py_ssize_t n = i.shape[i.kept] if i.ndim > i.kept else 1, width, used, r
+    cdef Py_ssize_t step = i.stride[1][i.kept] if i.ndim > i.kept else 0
+    cdef const char* x = i.p[1]
+    cdef char* y = i.p[0]
+    cdef vec lane[SUM_LANES]
+    if i.kept:
+        x += start * i.stride[1][0]
+        y += start * i.stride[0][0]
+    lane[0] = splat(identity)
+    while start < stop:
+        width = stop - start
+        for used in range(n):
+            lane[used] = f(splat(identity), load(<const real*> (x + used * step), width))
+        used = n
+        r = SUM_LANES // 2
+        while r:
+            while used > r:
+                used -= 1
+                lane[used - r] = f(lane[used - r], lane[used])
+            r //= 2
+        store(<real*> y, lane[0] / splat(i.c[0]), width)
+        start += LANES
+        x += LANES * sizeof(real)
+        y += LANES * sizeof(real)
 
 
 cdef inline void reduce(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop, real identity,
                         fold f) noexcept nogil:
     """y = fold of x over the reduced dimensions, divided by c[0]."""
+    if are_few(i, start, stop):
+        reduce_few(i, start, stop, identity, f)
+        return
     cdef bint columns = (i.kept > 0 and i.stride[1][i.kept - 1] == sizeof(real) and i.shape[i.kept - 1] > 1
                          and not (i.ndim > i.kept and i.stride[1][i.ndim - 1] == sizeof(real)))
     if columns:

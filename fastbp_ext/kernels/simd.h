@@ -168,6 +168,15 @@ FB_BOTH(f32, float, INT32_MAX)
 FB_BOTH(f64, double, INT64_MAX)
 #undef FB_BOTH
 
+/* One lane's fused multiply-add: the bits of `fma` in a vector. */
+#if defined(__FMA__) || defined(__aarch64__)
+FB_INLINE float fma_one_f32(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+FB_INLINE double fma_one_f64(double a, double b, double c) { return __builtin_fma(a, b, c); }
+#else
+FB_INLINE float fma_one_f32(float a, float b, float c) { return a * b + c; }
+FB_INLINE double fma_one_f64(double a, double b, double c) { return a * b + c; }
+#endif
+
 /* Lanes by number. */
 #if FB_VECTOR_BYTES == 64
 static const int_f32 fb_lane_f32 = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
@@ -226,6 +235,7 @@ FB_LANES(f64, double)
 #define v_abs(x) FB_PICK(abs, x)(x)
 #define v_copysign(x, s) FB_PICK(copysign, x)(x, s)
 #define v_sqrt(x) FB_PICK(sqrt, x)(x)
+#define v_fma_one(a, b, c) _Generic((a), float: fma_one_f32, double: fma_one_f64)(a, b, c)
 #define v_fma(a, b, c) FB_PICK(fma, a)(a, b, c)
 
 #endif

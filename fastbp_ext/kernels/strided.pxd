@@ -215,11 +215,11 @@ cdef inline void take(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop
 # --- what an optimizer does once a step, on its hyperparameters in float64
 
 cdef inline void adam_clock(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
-    """t += 1; step = lr / (1 - b1^t); root = sqrt(1 - b2^t); p: h, laid out as `adam` reads it, t at 8."""
+    """t += 1; step = lr / (1 - b1^t); scale = 1 / sqrt(1 - b2^t); p: h, laid out as `adam` reads it, t at 8."""
     cdef double* h = <double*> i.p[0]
     h[8] += 1
     h[6] = h[0] / (1 - pow(h[2], h[8]))
-    h[7] = sqrt(1 - pow(h[3], h[8]))
+    h[7] = 1 / sqrt(1 - pow(h[3], h[8]))
 
 
 cdef inline dict strided_kernels():

@@ -45,6 +45,7 @@ enum {
     FB_SCRATCH = 64 << 10,         /* bytes of packed B: FB_BLOCK rows of 2 vectors of 64 bytes */
     FB_A_SCRATCH = 48 << 10,       /* bytes of packed A */
     FB_FAR = 2 << 20,              /* bytes that do not stay in L2 */
+    FB_FEW = 32,                   /* multiply-adds that are done before a tile is set up */
 };
 
 /* Where a masked load is as cheap as a whole one, tiles read B in place at the

@@ -38,11 +38,11 @@ cdef inline void momentum(char** p, Py_ssize_t n, const double* c) noexcept nogi
 
 
 cdef inline void adam(char** p, Py_ssize_t n, const double* c) noexcept nogil:
-    """m += (1 - b1) (g - m); v = b2 v + (1 - b2) g^2; w -= step m / (sqrt(v) / root + eps).
+    """m += (1 - b1) (g - m); v = b2 v + (1 - b2) g^2; w -= step m / (sqrt(v) scale + eps).
 
     Adam adds decay w to g; AdamW (decoupled) takes lr decay w from w first.
-    p: w, m, v, g, h; h: lr, decay, b1, b2, eps, decoupled, step, root with
-    step = lr / (1 - b1^t) and root = sqrt(1 - b2^t).
+    p: w, m, v, g, h; h: lr, decay, b1, b2, eps, decoupled, step, scale with
+    step = lr / (1 - b1^t) and scale = 1 / sqrt(1 - b2^t).
     """
     cdef real* w = <real*> p[0]
     cdef real* m = <real*> p[1]
@@ -52,7 +52,7 @@ cdef inline void adam(char** p, Py_ssize_t n, const double* c) noexcept nogil:
     cdef bint decoupled = h[5] != 0
     cdef vec decay = splat(h[0] * h[1] if decoupled else h[1])
     cdef vec new_m = splat(1 - h[2]), b2 = splat(h[3]), new_v = splat(1 - h[3]), eps = splat(h[4])
-    cdef vec step = splat(h[6]), root = splat(h[7]), x, d, a, s
+    cdef vec step = splat(h[6]), scale = splat(h[7]), x, d, a, s
     cdef Py_ssize_t i = 0
     while i < n:
         x = load(w + i, n - i)
@@ -66,7 +66,7 @@ cdef inline void adam(char** p, Py_ssize_t n, const double* c) noexcept nogil:
         s = b2 * load(v + i, n - i) + new_v * (d * d)
         store(m + i, a, n - i)
         store(v + i, s, n - i)
-        store(w + i, x - step * (a / (sqrt(s) / root + eps)), n - i)
+        store(w + i, x - step * a / (sqrt(s) * scale + eps), n - i)
         i += LANES
 
 

@@ -20,6 +20,7 @@ cdef extern from "simd.h" nogil:
     vec copysign "v_copysign"(vec x, vec sign)
     vec sqrt "v_sqrt"(vec x)
     vec fma "v_fma"(vec a, vec b, vec c)
+    real fma_one "v_fma_one"(real a, real b, real c)
 
 cdef extern from "vmath.h" nogil:
     vec exp "v_exp"(vec x)
