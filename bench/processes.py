@@ -8,8 +8,9 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-# Some set these for other libraries' sake; they make NumPy's products slow.
-UNWANTED = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
+# Some set these for other libraries' sake; the first two make NumPy's products slow, and without
+# bytecode on disk an import compiles a package that lies in its source tree.
+UNWANTED = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "PYTHONDONTWRITEBYTECODE")
 
 
 class EngineError(RuntimeError):
