@@ -213,7 +213,8 @@ class Staged(Caller):
 
     def __init__(self, fn, keep_grads=False):
         super().__init__(fn)
-        functools.update_wrapper(self, fn)
+        functools.update_wrapper(self, fn, updated=())
+        self.__name__ = getattr(fn, "__name__", type(fn).__name__)    # modules and partials have none
         self._keep_grads = keep_grads
         self._log = []    # one line for each recording
 

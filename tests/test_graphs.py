@@ -1,4 +1,6 @@
 """Shapes and whole graphs of gates drawn by hypothesis."""
+import os
+
 import hypothesis.extra.numpy as hnp
 import numpy as np
 from hypothesis import given, settings
@@ -6,6 +8,7 @@ from hypothesis import strategies as st
 from test_gates import direction_check, same_bits
 
 import fastbp as fb
+from fastbp.planner import PASSES
 
 settings.register_profile("suite", max_examples=60, deadline=None, derandomize=True)
 settings.load_profile("suite")
@@ -72,9 +75,10 @@ def test_random_graphs(graph, seed):
         assert same_bits(leaf.grad, g), "backward() and grad() are one walk"
 
 
-@given(graphs(), st.integers(0, 99), st.sampled_from(["float32", "float64"]), st.sets(st.integers(0, 14), max_size=3))
-def test_random_graphs_staged(graph, seed, dtype, shown):
-    """A replay gives the bits of gate by gate: value, gradients, and whatever else is returned."""
+@given(graphs(), st.integers(0, 99), st.sampled_from(["float32", "float64"]), st.sets(st.integers(0, 14), max_size=3),
+       st.sets(st.sampled_from([*PASSES])))
+def test_random_graphs_staged(graph, seed, dtype, shown, off):
+    """A replay gives the bits of gate by gate: value, gradients, whatever else is returned; without some passes too."""
     shapes, steps = graph
 
     def loss(*ts):
@@ -85,6 +89,7 @@ def test_random_graphs_staged(graph, seed, dtype, shown):
         return total, [values[n] for n in shown if n < len(values)]
 
     staged = fb.staged(fb.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))
+    os.environ["FASTBP_PASSES_OFF"] = ",".join(off)
     for trial in range(2):
         rng = np.random.default_rng([seed, trial])
         xs = [fb.tensor(rng.uniform(-1, 1, s).astype(dtype)) for s in shapes]
@@ -92,6 +97,7 @@ def test_random_graphs_staged(graph, seed, dtype, shown):
         (z, aux_z), gradients_z = staged.eager(*xs)
         for a, b in zip([y, *aux, *gradients], [z, *aux_z, *gradients_z], strict=True):
             assert same_bits(a, b)
+    del os.environ["FASTBP_PASSES_OFF"]
     assert staged.recordings == 1
 
 

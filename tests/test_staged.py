@@ -398,6 +398,19 @@ def test_arguments_that_require_gradients():
     assert other.grad.numpy().tolist() == [3, 4] and x.grad.numpy().tolist() == [6, 8]
 
 
+def test_models_and_partials_can_be_staged():
+    import functools
+    model = nn.Sequential(nn.Linear(3, 2, rng=0), nn.Tanh())
+    x = fb.randn(4, 3, rng=0)
+    predict = fb.staged(model)
+    with fb.no_grad():
+        assert_same(predict(x), model(x))
+    assert predict.explain().startswith("Sequential: recorded 1 times") and not hasattr(predict, "0")
+    scaled = fb.staged(functools.partial(lambda k, x: x * k, 2.0))
+    assert_same(scaled(x), x * 2.0)
+    assert "x * k" not in scaled.explain() and "partial" in scaled.explain()
+
+
 def test_structures_of_arguments_and_results():
     f = fb.staged(lambda p, flag, *, scale=1.0: {"y": [p["w"] * scale, (p["b"][0] if flag else p["b"][1],)], "n": 3})
     p = {"w": fb.ones(2), "b": (fb.zeros(1), np.ones(1, np.float32))}
