@@ -166,7 +166,7 @@ cdef int lower_reduce(Executor to, void* kernel, Tensor y, Tensor x, object axes
     i.outputs = 1
     i.run = <fb_run> kernel
     i.units = y.count
-    i.grain = 32    # sums side by side
+    i.grain = 16    # sums side by side
     i.work = x.count
     i.c[0] = 1
     set_operand(&i, 0, y)

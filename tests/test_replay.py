@@ -280,18 +280,32 @@ def test_a_child_forked_while_another_thread_replays_goes_on():
         f = fb.staged(lambda x: fb.tanh(x @ x).sum())
         x = fb.randn(400, 400, rng=0)
         expected = f(x).item()
+        w = fb.zeros(400, 400, requires_grad=True)
+        opt = fb.optim.SGD([w], lr=0.0)
+
+        @fb.staged
+        def step(x):
+            opt.zero_grad()
+            loss = (x @ w).sum()
+            loss.backward()
+            opt.step()
+            return loss
+
+        look = fb.staged(lambda: w.sum())    # shares w: it waits for a step at work, but not for one left behind
+        look()
         stop = threading.Event()
 
         def replay():
             while not stop.is_set():
                 f.repeat(20, x)
+                step.repeat(20, x)
 
         thread = threading.Thread(target=replay)
         thread.start()
         for n in range(20):
             pid = os.fork()
             if pid == 0:
-                os._exit(0 if f(x).item() == expected else 1)
+                os._exit(0 if f(x).item() == expected and look().item() == step(x).item() == 0 else 1)
             assert os.waitpid(pid, 0)[1] == 0, n
         stop.set()
         thread.join()

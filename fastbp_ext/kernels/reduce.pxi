@@ -14,7 +14,6 @@ cdef enum:
     SUM_QUARTER = 256
     SUM_BLOCK = 1024
     SUM_LEVELS = 48       # 2^48 blocks
-    COLUMNS = 32          # sums side by side
 
 ctypedef vec (*fold)(vec a, vec x) noexcept nogil
 
@@ -151,24 +150,40 @@ cdef inline void reduce_rows(const fb_instruction* i, Py_ssize_t start, Py_ssize
         (<real*> place(i, 0, 0, i.kept, m))[0] = fold_row(i, place(i, 1, 0, i.kept, m), n, identity, f) / <real> i.c[0]
 
 
+cdef inline void fold_far_rows(const fb_instruction* i, const char** x, Py_ssize_t* at, Py_ssize_t n, Py_ssize_t width,
+                               real identity, fold f, vec* lane) noexcept nogil:
+    """fold_columns where rows are not evenly apart: x is the next one, at the place `at`; both move on."""
+    cdef Py_ssize_t r
+    cdef int d
+    for r in range(SUM_LANES):
+        lane[r] = splat(identity)
+    for r in range(n):
+        lane[r % SUM_LANES] = f(lane[r % SUM_LANES], load(<const real*> x[0], width))
+        d = i.ndim - 1
+        while d >= i.kept:
+            at[d] += 1
+            x[0] += i.stride[1][d]
+            if at[d] < i.shape[d]:
+                break
+            x[0] -= at[d] * i.stride[1][d]
+            at[d] = 0
+            d -= 1
+
+
 cdef inline void reduce_columns(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop, real identity,
                                 fold f) noexcept nogil:
-    """The last kept dimension is contiguous: up to 32 sums side by side, row after row."""
-    cdef real lane[4][SUM_LANES][COLUMNS]
-    cdef real level[SUM_LEVELS][COLUMNS]
+    """The last kept dimension is contiguous: a vector of sums side by side, row after row."""
+    cdef vec lane[4][SUM_LANES]
+    cdef real level[SUM_LEVELS][SUM_LANES]
     cdef Py_ssize_t n = size_of(i, i.kept, i.ndim)
     cdef Py_ssize_t last = i.shape[i.kept - 1]
-    cdef Py_ssize_t m = start, width, j, k, blocks, in_block, quarters, lanes, q, r
-    cdef int top, d
+    cdef Py_ssize_t m = start, width, j, k, blocks, in_block, rows
+    cdef int top, d, q, l, quarters
     cdef Py_ssize_t at[12]
     cdef const char* x
     cdef char* y
     while m < stop:
-        width = last - m % last
-        if width > stop - m:
-            width = stop - m
-        if width > COLUMNS:
-            width = COLUMNS
+        width = min(last - m % last, stop - m, <Py_ssize_t> LANES)
         x = place(i, 1, 0, i.kept, m)
         for d in range(i.kept, i.ndim):
             at[d] = 0
@@ -177,38 +192,24 @@ cdef inline void reduce_columns(const fb_instruction* i, Py_ssize_t start, Py_ss
         while j < n:
             in_block = n - j if n - j < SUM_BLOCK else SUM_BLOCK
             quarters = (in_block + SUM_QUARTER - 1) // SUM_QUARTER
-            lanes = in_block if in_block < SUM_LANES else SUM_LANES    # that hold something
             for q in range(quarters):
-                for r in range(lanes):
-                    for k in range(width):
-                        lane[q][r][k] = identity
-            for r in range(in_block):
-                fold_into(lane[r // SUM_QUARTER][r % SUM_LANES], <const real*> x, width, f)
-                d = i.ndim - 1
-                while d >= i.kept:
-                    at[d] += 1
-                    x += i.stride[1][d]
-                    if at[d] < i.shape[d]:
-                        break
-                    x -= at[d] * i.stride[1][d]
-                    at[d] = 0
-                    d -= 1
+                rows = min(in_block - q * SUM_QUARTER, <Py_ssize_t> SUM_QUARTER)
+                if i.ndim == i.kept + 1:
+                    fold_columns(x, i.stride[1][i.kept], rows, width, splat(identity), f, lane[q])
+                    x += rows * i.stride[1][i.kept]
+                else:
+                    fold_far_rows(i, &x, at, rows, width, identity, f, lane[q])
             if quarters > 3:
-                fold_into(lane[2][0], lane[3][0], SUM_LANES * COLUMNS, f)
+                for l in range(SUM_LANES):
+                    lane[2][l] = f(lane[2][l], lane[3][l])
             if quarters > 1:
-                fold_into(lane[0][0], lane[1][0], SUM_LANES * COLUMNS, f)
+                for l in range(SUM_LANES):
+                    lane[0][l] = f(lane[0][l], lane[1][l])
             if quarters > 2:
-                fold_into(lane[0][0], lane[2][0], SUM_LANES * COLUMNS, f)
-            r = SUM_LANES // 2
-            while r:
-                if lanes > r:
-                    for q in range(lanes - r):
-                        fold_into(lane[0][q], lane[0][q + r], width, f)
-                    lanes = r
-                r //= 2
-            for k in range(width):
-                level[top][k] = lane[0][0][k]
-            top = carry(level[0], COLUMNS, blocks, width, f)
+                for l in range(SUM_LANES):
+                    lane[0][l] = f(lane[0][l], lane[2][l])
+            store_all(level[top], fold_16(lane[0], f))
+            top = carry(level[0], SUM_LANES, blocks, width, f)
             blocks += 1
             j += in_block
         while top > 1:

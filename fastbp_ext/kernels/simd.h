@@ -25,6 +25,12 @@
 #endif
 enum { LANES_f32 = FB_VECTOR_BYTES / 4, LANES_f64 = FB_VECTOR_BYTES / 8 };
 
+#if defined(__clang__)
+#define FB_UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define FB_UNROLL _Pragma("GCC unroll 32")
+#endif
+
 #define FB_INLINE static inline __attribute__((always_inline, unused))
 #define FB_VECTOR(T) T __attribute__((vector_size(FB_VECTOR_BYTES), aligned(sizeof(T)), may_alias))
 typedef FB_VECTOR(float) vec_f32;
@@ -211,6 +217,34 @@ static const int_f64 fb_lane_f64 = {0, 1};
 FB_LANES(f32, float)
 FB_LANES(f64, double)
 #undef FB_LANES
+
+/* n rows, `step` bytes apart, of at most one vector of columns: lane[r % 16] = f(..., row r),
+   from `first` on. The 16 chains stay in registers. */
+#define FB_COLUMNS(S, T) \
+    FB_INLINE void fold_columns_##S(const char *x, Py_ssize_t step, Py_ssize_t n, Py_ssize_t width, vec_##S first, \
+                                    vec_##S (*f)(vec_##S, vec_##S), vec_##S *lane) { \
+        vec_##S sum[16]; \
+        FB_UNROLL for (int l = 0; l < 16; l++) sum[l] = first; \
+        if (width >= LANES_##S) { \
+            for (; n >= 16; n -= 16, x += 16 * step) \
+                FB_UNROLL for (int l = 0; l < 16; l++) sum[l] = f(sum[l], load_all_##S((const T *)(x + l * step))); \
+        } else { \
+            for (; n >= 16; n -= 16, x += 16 * step) \
+                FB_UNROLL for (int l = 0; l < 16; l++) sum[l] = f(sum[l], load_part_##S((const T *)(x + l * step), width)); \
+        } \
+        FB_UNROLL for (int l = 0; l < 16; l++) lane[l] = sum[l]; \
+        for (Py_ssize_t r = 0; r < n; r++) lane[r] = f(lane[r], load_##S((const T *)(x + r * step), width)); \
+    } \
+    /* The 16 lanes in one: l with l + 8, then l + 4, l + 2, l + 1. */ \
+    FB_INLINE vec_##S fold_16_##S(vec_##S *lane, vec_##S (*f)(vec_##S, vec_##S)) { \
+        vec_##S v[8]; \
+        FB_UNROLL for (int l = 0; l < 8; l++) v[l] = f(lane[l], lane[l + 8]); \
+        FB_UNROLL for (int l = 0; l < 4; l++) v[l] = f(v[l], v[l + 4]); \
+        return f(f(v[0], v[2]), f(v[1], v[3])); \
+    }
+FB_COLUMNS(f32, float)
+FB_COLUMNS(f64, double)
+#undef FB_COLUMNS
 #undef FB_SHUFFLE
 
 #define FB_PICK(name, x) _Generic((x), vec_f32: name##_f32, vec_f64: name##_f64)
@@ -222,6 +256,8 @@ FB_LANES(f64, double)
 #define v_load_or(p, m, fill) FB_PICK_POINTER(load_or, p)(p, m, fill)
 #define v_down(v, k) FB_PICK(down, v)(v, k)
 #define v_first(v) ((v)[0])
+#define v_fold_columns(x, step, n, width, first, f, lane) FB_PICK(fold_columns, first)(x, step, n, width, first, f, lane)
+#define v_fold_16(lane, f) FB_PICK(fold_16, (lane)[0])(lane, f)
 #define v_store(p, v, m) FB_PICK_POINTER(store, p)(p, v, m)
 #define v_store_all(p, v) FB_PICK_POINTER(store_all, p)(p, v)
 #define v_store_part(p, v, m) FB_PICK_POINTER(store_part, p)(p, v, m)

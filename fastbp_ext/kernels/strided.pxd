@@ -95,6 +95,7 @@ cdef enum Access:
     POINTER     # handed to the inner kernel as it is
     DENSE       # contiguous: no copy
     SPREAD      # one value for the whole block: spread over a buffer once
+    REPEAT      # the same short row for every row: in a buffer once, as often as it fits a tile
     GATHER      # copied tile by tile
 
 
@@ -109,7 +110,12 @@ cdef inline Access access_of(const fb_instruction* i, int k) noexcept nogil:
         same = same and i.stride[k][d] == 0
         step *= i.shape[d]
         d -= 1
-    return DENSE if dense else SPREAD if same else GATHER
+    if dense or same:
+        return DENSE if dense else SPREAD
+    if (k >= i.outputs and i.ndim == 2 and i.stride[k][0] == 0 and i.stride[k][1] == i.itemsize[k]
+            and i.shape[1] <= FB_TILE):
+        return REPEAT
+    return GATHER
 
 
 cdef inline void elementwise_strided(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
@@ -117,15 +123,21 @@ cdef inline void elementwise_strided(const fb_instruction* i, Py_ssize_t start, 
     cdef double buffer[8][FB_TILE]    # for each operand one tile of the largest elements
     cdef char* p[8]
     cdef Access access[8]
-    cdef Py_ssize_t at = start, n = stop - start if stop - start < FB_TILE else FB_TILE
+    cdef Py_ssize_t at = start, tile = FB_TILE, n
     cdef int k
     for k in range(i.operands):
         access[k] = access_of(i, k)
         p[k] = <char*> i.p[k] if access[k] == POINTER else <char*> buffer[k]
+        if access[k] == REPEAT:
+            tile = FB_TILE // i.shape[1] * i.shape[1]    # so that every tile begins at the same place of the row
+    n = stop - start if stop - start < tile else tile
+    for k in range(i.operands):
         if access[k] == SPREAD:
             move(p[k], i.itemsize[k], i.p[k], 0, n, i.itemsize[k])
+        elif access[k] == REPEAT:
+            walk(p[k], <char*> i.p[k], i.stride[k], i.shape, i.ndim, start, n, i.itemsize[k], False)
     while at < stop:
-        n = stop - at if stop - at < FB_TILE else FB_TILE
+        n = stop - at if stop - at < tile else tile
         for k in range(i.operands):
             if access[k] == DENSE:
                 p[k] = <char*> i.p[k] + at * i.itemsize[k]

@@ -59,11 +59,6 @@ enum { FB_MASKED = 0 };
 /* Keeps the compiler from moving loads over it: what is used twice stays in a
    register instead of being loaded twice, often across two cache lines. */
 #define FB_FENCE __asm__ volatile("" ::: "memory");
-#if defined(__clang__)
-#define FB_UNROLL _Pragma("clang loop unroll(full)")
-#else
-#define FB_UNROLL _Pragma("GCC unroll 32")
-#endif
 
 /* x - 0 is x spread over a vector, for every x (x + 0 would lose the sign of -0). */
 #define FB_SPREAD(S, x) ((x) - (vec_##S){0})

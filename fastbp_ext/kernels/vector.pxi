@@ -6,6 +6,9 @@ cdef extern from "simd.h" nogil:
     vec load_or "v_load_or"(const real* p, Py_ssize_t m, vec fill)
     vec down "v_down"(vec v, int k)
     real first_lane "v_first"(vec v)
+    void fold_columns "v_fold_columns"(const char* x, Py_ssize_t step, Py_ssize_t n, Py_ssize_t width, vec first,
+                                       vec (*f)(vec, vec) noexcept nogil, vec* lane)
+    vec fold_16 "v_fold_16"(vec* lane, vec (*f)(vec, vec) noexcept nogil)
     void store "v_store"(real* p, vec v, Py_ssize_t m)
     void store_all "v_store_all"(real* p, vec v)
     void store_part "v_store_part"(real* p, vec v, Py_ssize_t m)
