@@ -13,10 +13,54 @@ enum { FB_DEBUG = 1, FB_GUARD = 64, FB_POISON = 0xA5 };
 enum { FB_DEBUG = 0, FB_GUARD = 0, FB_POISON = 0 };
 #endif
 
+/* Large blocks that were released, kept for the next that need as much: fresh pages cost more
+   to fault in than most kernels take to fill them. Used with the interpreter's lock held. */
+enum { FB_LARGE = 1 << 20, FB_SPARE_BLOCKS = 8, FB_SPARE_BYTES = 256 << 20 };
+static struct { char *data; size_t bytes; } fb_spare[FB_SPARE_BLOCKS];
+static size_t fb_spare_bytes;
+
+static inline char *fb_take_spare(size_t bytes) {
+    for (int k = 0; k < FB_SPARE_BLOCKS; k++)
+        if (fb_spare[k].data != NULL && fb_spare[k].bytes == bytes) {
+            char *data = fb_spare[k].data;
+            fb_spare[k].data = NULL;
+            fb_spare_bytes -= bytes;
+            return data;
+        }
+    return NULL;
+}
+
+/* The block is kept, in the place of others where there is no room: the last released stay. */
+static inline void fb_keep_spare(char *data, size_t bytes) {
+    static int next;
+    if (bytes > FB_SPARE_BYTES) {
+        free(data);
+        return;
+    }
+    for (int k = 0; k < FB_SPARE_BLOCKS; k++, next = (next + 1) % FB_SPARE_BLOCKS) {
+        if (fb_spare[next].data != NULL && fb_spare_bytes + bytes > FB_SPARE_BYTES) {
+            free(fb_spare[next].data);
+            fb_spare_bytes -= fb_spare[next].bytes;
+            fb_spare[next].data = NULL;
+        }
+        if (fb_spare[next].data == NULL && fb_spare_bytes + bytes <= FB_SPARE_BYTES) break;
+    }
+    if (fb_spare[next].data != NULL) {
+        free(fb_spare[next].data);
+        fb_spare_bytes -= fb_spare[next].bytes;
+    }
+    fb_spare[next].data = data;
+    fb_spare[next].bytes = bytes;
+    fb_spare_bytes += bytes;
+    next = (next + 1) % FB_SPARE_BLOCKS;
+}
+
 /* NULL where there is no memory. In the debug build the content is poison too:
    a float read before it is written is a NaN-like -2.8e-16, the same each time. */
 static inline char *fb_allocate(size_t bytes) {
     void *block;
+    char *spare = !FB_DEBUG && bytes >= FB_LARGE ? fb_take_spare(bytes) : NULL;
+    if (spare != NULL) return spare;
     if (bytes > SIZE_MAX - 4096) return NULL;
     size_t whole = ((bytes + 63) & ~(size_t)63) + 2 * FB_GUARD + 64 * FB_DEBUG;
     if (posix_memalign(&block, 64, whole ? whole : 64)) return NULL;
@@ -27,7 +71,10 @@ static inline char *fb_allocate(size_t bytes) {
     return (char *)block + 64 * FB_DEBUG;
 }
 
-static inline void fb_release(char *data) { free(data - 64 * FB_DEBUG); }
+static inline void fb_release(char *data, size_t bytes) {
+    if (!FB_DEBUG && bytes >= FB_LARGE) fb_keep_spare(data, bytes);
+    else free(data - 64 * FB_DEBUG);
+}
 
 static inline int fb_guards_whole(const char *data) {
     if (!FB_DEBUG) return 1;

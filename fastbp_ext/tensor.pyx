@@ -17,7 +17,7 @@ cdef extern from "memory.h" nogil:
     enum:
         FB_DEBUG
     char* fb_allocate(size_t bytes)
-    void fb_release(char* data)
+    void fb_release(char* data, size_t bytes)
     int fb_guards_whole(const char* data)
     ctypedef struct fb_thread:
         int no_grad
@@ -465,7 +465,7 @@ cdef class Tensor:
                 # A destructor can't raise, and memory that was overrun can't be trusted.
                 fprintf(stderr, b"fastbp debug build: memory past a tensor's end was written\n")
                 abort()
-            fb_release(self.data)
+            fb_release(self.data, self.count * item_size(self.kind))
 
     cdef Tensor root(self):
         """The tensor whose memory this is a view of."""

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import fastbp as fb
+from fastbp_ext.tensor import DEBUG
 
 
 def test_numbers_and_lists_become_float32_and_arrays_keep_their_dtype():
@@ -220,3 +221,21 @@ def test_values_that_do_not_fit_are_refused():
     with pytest.raises(fb.DtypeError, match="complex"):
         fb.ones(2) + np.complex64(1)
     assert fb.tensor([1, 2], dtype="int8").dtype == np.int8
+
+
+def test_large_memory_is_kept_for_the_next_tensor_of_its_size():
+    """A block of a megabyte or more is handed out again; what is kept has a bound."""
+    import resource
+    if DEBUG:
+        pytest.skip("the debug build gives each block back, guards and all")
+    n = 3 << 18
+    x = fb.zeros(n)
+    address = x._address
+    del x
+    assert fb.zeros(n)._address == address
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for k in range(100):
+        fb.zeros((8 << 20) + k)      # 32 MB each, no two of a size
+    for _ in range(3):
+        fb.zeros(100 << 20)          # more than is ever kept
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 800_000, "kilobytes"

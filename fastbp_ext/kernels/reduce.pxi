@@ -200,14 +200,14 @@ cdef inline void reduce_columns(const fb_instruction* i, Py_ssize_t start, Py_ss
                 else:
                     fold_far_rows(i, &x, at, rows, width, identity, f, lane[q])
             if quarters > 3:
-                for l in range(SUM_LANES):
-                    lane[2][l] = f(lane[2][l], lane[3][l])
+                for r in range(SUM_LANES):
+                    lane[2][r] = f(lane[2][r], lane[3][r])
             if quarters > 1:
-                for l in range(SUM_LANES):
-                    lane[0][l] = f(lane[0][l], lane[1][l])
+                for r in range(SUM_LANES):
+                    lane[0][r] = f(lane[0][r], lane[1][r])
             if quarters > 2:
-                for l in range(SUM_LANES):
-                    lane[0][l] = f(lane[0][l], lane[2][l])
+                for r in range(SUM_LANES):
+                    lane[0][r] = f(lane[0][r], lane[2][r])
             store_all(level[top], fold_16(lane[0], f))
             top = carry(level[0], SUM_LANES, blocks, width, f)
             blocks += 1

@@ -109,12 +109,100 @@ cdef inline void logsumexp(const fb_instruction* i, Py_ssize_t start, Py_ssize_t
         row_of(i, 0, b)[0] = m
 
 
+# --- cross-entropy of few classes: a vector of rows at once, one row a lane; each row's sums are
+# those of one block, lane for class, so no bit depends on which form is taken
+
+cdef inline void turn_rows(vec* to, const fb_instruction* i, int operand, Py_ssize_t b, Py_ssize_t rows) noexcept nogil:
+    """to[c] = x[b .. b + rows, c], zeros in the lanes behind; n <= 16 columns."""
+    cdef Py_ssize_t c = 0, n = i.shape[1]
+    while c < n:
+        transpose(<real*> (to + c), sizeof(vec), row_of(i, operand, b) + c, i.stride[operand][0], rows,
+                  min(n - c, <Py_ssize_t> LANES), LANES)
+        c += LANES
+
+
+cdef inline void turn_back(const fb_instruction* i, int operand, Py_ssize_t b, Py_ssize_t rows, vec* source) noexcept nogil:
+    """y[b .. b + rows, c] = source[c]"""
+    cdef Py_ssize_t c = 0, n = i.shape[1]
+    while c < n:
+        transpose(row_of(i, operand, b) + c, i.stride[operand][0], <real*> (source + c), sizeof(vec),
+                  min(n - c, <Py_ssize_t> LANES), rows, min(n - c, <Py_ssize_t> LANES))
+        c += LANES
+
+
+cdef inline vec exp_few(vec* x, Py_ssize_t n, vec* most) noexcept nogil:
+    """x = e^(x - most), most = the largest of the n of each lane; their sum is returned."""
+    cdef vec lane[SUM_LANES]
+    cdef Py_ssize_t c
+    for c in range(SUM_LANES):
+        lane[c] = fold_max(splat(-INFINITY), x[c]) if c < n else splat(-INFINITY)
+    most[0] = fold_16(lane, fold_max)
+    for c in range(SUM_LANES):
+        lane[c] = splat(0)
+    for c in range(n):
+        x[c] = exp(x[c] - most[0])
+        lane[c] = fold_sum(lane[c], x[c])
+    return fold_16(lane, fold_sum)
+
+
+cdef inline void cross_entropy_few(const fb_instruction* i, Py_ssize_t b, Py_ssize_t stop) noexcept nogil:
+    cdef vec x[SUM_LANES]
+    cdef vec most, y
+    cdef real chosen[LANES]
+    cdef real kept[LANES]
+    cdef Py_ssize_t n = i.shape[1], rows, r
+    cdef int64_t ignored = <int64_t> i.c[0], label
+    while b < stop:
+        rows = min(stop - b, <Py_ssize_t> LANES)
+        for r in range(LANES):
+            label = (<const int64_t*> i.p[2])[b + r] if r < rows else ignored
+            kept[r] = label != ignored
+            chosen[r] = row_of(i, 1, b + r)[label] if label != ignored else 0
+        turn_rows(x, i, 1, b, rows)
+        y = log(exp_few(x, n, &most))
+        y = select(eq(load_all(kept), splat(0)), splat(0), y + (most - load_all(chosen)))
+        if i.stride[0][0] == sizeof(real):
+            store(row_of(i, 0, b), y, rows)
+        else:
+            store_all(chosen, y)
+            for r in range(rows):
+                row_of(i, 0, b + r)[0] = chosen[r]
+        b += LANES
+
+
+cdef inline void cross_entropy_grad_few(const fb_instruction* i, Py_ssize_t b, Py_ssize_t stop) noexcept nogil:
+    cdef vec x[SUM_LANES]
+    cdef vec most, s, dys, labels
+    cdef real dy[LANES]
+    cdef real label[LANES]
+    cdef Py_ssize_t n = i.shape[1], rows, r, c
+    while b < stop:
+        rows = min(stop - b, <Py_ssize_t> LANES)
+        for r in range(LANES):
+            label[r] = <real> (<const int64_t*> i.p[3])[b + r] if r < rows else 0
+            dy[r] = row_of(i, 1, b + r)[0] if r < rows else 0
+        turn_rows(x, i, 2, b, rows)
+        s = exp_few(x, n, &most)
+        dys, labels = load_all(dy), load_all(label)
+        for c in range(n):
+            x[c] = x[c] / s
+            x[c] = dys * (x[c] - select(eq(labels, splat(c)), splat(1), splat(0)))
+            x[c] = select(eq(labels, splat(i.c[0])), splat(0), x[c])
+        turn_back(i, 0, b, rows, x)
+        b += LANES
+
+
+# --- cross-entropy of any number of classes
+
 cdef inline void cross_entropy(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
     """y[b] = log sum e^x[b] - x[b, label[b]], 0 where the label is c[0]; p: y, x, labels."""
     cdef Py_ssize_t b, n = i.shape[1]
     cdef int64_t ignored = <int64_t> i.c[0], label
     cdef real* x
     cdef real m
+    if n <= SUM_LANES:
+        cross_entropy_few(i, start, stop)
+        return
     for b in range(start, stop):
         label = (<const int64_t*> i.p[2])[b]
         if label == ignored:
@@ -132,6 +220,9 @@ cdef inline void cross_entropy_grad(const fb_instruction* i, Py_ssize_t start, P
     cdef real* x
     cdef real* dx
     cdef real dy, s
+    if n <= SUM_LANES:
+        cross_entropy_grad_few(i, start, stop)
+        return
     for b in range(start, stop):
         dx = row_of(i, 0, b)
         label = (<const int64_t*> i.p[3])[b]
