@@ -968,7 +968,6 @@ cdef class Caller:
             at = replay.run_rows(feed, at, stop, size, &total)
         finally:
             self.give_turn()
-        PyErr_CheckSignals()
         return at, total
 
     cdef int take_turn(self) except -1:

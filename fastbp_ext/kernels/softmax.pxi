@@ -121,7 +121,8 @@ cdef inline void turn_rows(vec* to, const fb_instruction* i, int operand, Py_ssi
         c += LANES
 
 
-cdef inline void turn_back(const fb_instruction* i, int operand, Py_ssize_t b, Py_ssize_t rows, vec* source) noexcept nogil:
+cdef inline void turn_back(const fb_instruction* i, int operand, Py_ssize_t b, Py_ssize_t rows,
+                           vec* source) noexcept nogil:
     """y[b .. b + rows, c] = source[c]"""
     cdef Py_ssize_t c = 0, n = i.shape[1]
     while c < n:
