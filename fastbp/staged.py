@@ -1,6 +1,7 @@
 """staged: a function is recorded once and replayed, forward, backward and update, in one call."""
 import functools
 import inspect
+import itertools
 import sys
 import time
 from typing import NamedTuple
@@ -138,8 +139,13 @@ def _replay(fn, recorded, arena, keep_grads, why):
     result, grads = with_recorder(recording, results.of, result, grads)
     made = plan(recording)
     program = Program()
-    for stage in made.stages:
-        stage.lower_to(program)
+    for group, stages in itertools.groupby(made.stages, key=lambda stage: stage.group):
+        if group is not None:
+            program.begin_group({id(t) for s in group.stages for t in s.writes if id(made.owner(t)) in made.tiled})
+        for stage in stages:
+            stage.lower_to(program)
+        if group is not None:
+            program.end_group()
     program.seal()
     number = {leaf: -1 if g is None else results.numbers[id(g)] for leaf, g in grads}
     replay = Replay(

@@ -8,6 +8,7 @@ cdef extern from "abi.h" nogil:
         FB_DIMS
         FB_CONSTANTS
         FB_TILE
+        FB_FUSED
 
     ctypedef struct fb_instruction
     # noexcept nogil function types need their own lines: C sees plain functions.
@@ -23,11 +24,13 @@ cdef extern from "abi.h" nogil:
         Py_ssize_t work
         char* p[10]
         double c[6]
+        int32_t group
         int32_t operands
         int32_t outputs
         int32_t ndim
         int32_t kept
         uint8_t itemsize[10]
+        uint8_t tile[10]
         Py_ssize_t shape[12]
         Py_ssize_t stride[10][12]
 

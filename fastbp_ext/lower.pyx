@@ -27,6 +27,7 @@ copies[8] = <void*> <size_t> TABLE["int64"]["copy8"]
 cdef void set_operand(fb_instruction* i, int k, Tensor x) noexcept:
     i.p[k] = x.data
     i.itemsize[k] = item_size(x.kind)
+    i.tile[k] = 0
 
 
 cdef void broadcast_strides(Py_ssize_t* to, Tensor x, int ndim, int skip) noexcept:
@@ -132,12 +133,8 @@ cdef int lower_elementwise(Executor to, void* kernel, int outputs, int pointers,
         for k in range(n):
             if i.itemsize[k] and i.ndim and i.stride[k][i.ndim - 1] != i.itemsize[k]:
                 i.run = strided
-        if i.run == by_rows:
-            if i.shape[1] < SHORT_ROW and i.shape[0] > SHORT_ROW:
-                i.run = strided
-            else:
-                i.units = i.shape[0]
-                i.grain = 2 * FB_TILE // i.shape[1] + 1
+        if i.run == by_rows and i.shape[1] < SHORT_ROW and i.shape[0] > SHORT_ROW:
+            i.run = strided
     return to.put(&i, operands)
 
 

@@ -24,8 +24,11 @@ cdef class Program(Executor):
     cdef list operands           # until it is sealed: (instruction, operand, slot, offset)
     cdef list calls              # stages of Python: (instruction before which, function, outputs, inputs)
     cdef list kept
+    cdef object tiled            # while a group is put: ids of the tensors that have the memory of a tile
+    cdef Py_ssize_t group_start
     cdef void place(self, int slot, char* address) noexcept nogil
     cdef void execute(self, Py_ssize_t start, Py_ssize_t stop) noexcept nogil
+    cdef void run_tiles(self, Py_ssize_t k, Py_ssize_t start, Py_ssize_t stop) noexcept nogil
     cdef void run_short(self) noexcept nogil
     cdef int run_once(self) except -1
     cdef slot(self, Tensor root)

@@ -2,7 +2,7 @@
 from libc.stdlib cimport calloc, free, realloc
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
-from fastbp_ext.abi cimport fb_flush_begin, fb_flush_end, fb_instruction
+from fastbp_ext.abi cimport FB_FUSED, fb_flush_begin, fb_flush_end, fb_instruction
 from fastbp_ext.tensor cimport NOWHERE, Memory, Tensor, guards_whole, memory_of, seen_at
 
 import numpy as np
@@ -154,15 +154,31 @@ cdef class Program(Executor):
             self.code = <fb_instruction*> grown
             self.room = 2 * self.room + 16
         self.code[self.count] = i[0]
+        self.code[self.count].group = 0
         self.code[self.count].chunk = chunk_of(i)
         for k in range(i.operands):
             root = (<Tensor> operands[k]).root()
+            self.code[self.count].tile[k] = self.tiled is not None and id(root) in self.tiled
             if root.abstract:
                 self.operands.append((self.slot(root), self.count, k, i.p[k] - <char*> <size_t> NOWHERE))
             else:
                 self.kept.append(root)
         self.count += 1
         return 0
+
+    def begin_group(self, tiled):
+        """The instructions that follow, all elementwise and of one size, run together, tile by tile.
+
+        tiled: ids of the recorded tensors whose values live for a tile only, in the memory of one.
+        """
+        self.tiled = tiled
+        self.group_start = self.count
+
+    def end_group(self):
+        """The group ends here."""
+        self.tiled = None
+        if self.count - self.group_start > 1:
+            self.code[self.group_start].group = <int> (self.count - self.group_start)
 
     cdef slot(self, Tensor root):
         return self.slots.setdefault(id(root), len(self.slots))
@@ -208,9 +224,23 @@ cdef class Program(Executor):
                 self.patches[n].operand[0] = address + self.patches[n].offset
 
     cdef void execute(self, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
-        cdef Py_ssize_t k
-        for k in range(start, stop):
-            self.code[k].run(&self.code[k], 0, self.code[k].units)
+        cdef Py_ssize_t k = start
+        while k < stop:
+            if self.code[k].group:
+                self.run_tiles(k, 0, self.code[k].units)
+                k += self.code[k].group
+            else:
+                self.code[k].run(&self.code[k], 0, self.code[k].units)
+                k += 1
+
+    cdef void run_tiles(self, Py_ssize_t k, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
+        """Elements start .. stop of the group that begins at instruction k."""
+        cdef Py_ssize_t j, end
+        while start < stop:
+            end = min(start + FB_FUSED, stop)
+            for j in range(k, k + self.code[k].group):
+                self.code[j].run(&self.code[j], start, end)
+            start = end
 
     cdef void run_short(self) noexcept nogil:
         """All instructions in their order, of a program without stages of Python."""
@@ -254,16 +284,20 @@ cdef class Program(Executor):
 
         The bits are those of any other order: chunks may go to any thread.
         """
-        cdef Py_ssize_t k, at, chunks, n
+        cdef Py_ssize_t k = 0, at, chunks, n
         cdef fb_instruction* i
         cdef bint flushing = flush
         cdef unsigned mode = fb_flush_begin(flushing)
-        for k in range(self.count):
+        while k < self.count:
             i = &self.code[k]
             chunks = (i.units + i.chunk - 1) // i.chunk
             for n in range(chunks):
                 at = (chunks - 1 - n if order < 0 else n) * i.chunk
-                i.run(i, at, min(at + i.chunk, i.units))
+                if i.group:
+                    self.run_tiles(k, at, min(at + i.chunk, i.units))
+                else:
+                    i.run(i, at, min(at + i.chunk, i.units))
+            k += max(i.group, 1)
         fb_flush_end(flushing, mode)
 
     @property

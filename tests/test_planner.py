@@ -50,7 +50,21 @@ def overwritten(x):
     return (fb.relu(h + 1.0) * h).sum()
 
 
-PROGRAMS = {"dead": unused, "constant": constants, "fold": reshaped, "in_place": overwritten}
+def between(x):
+    """postpone: the sum waits until the elementwise stages around it are together."""
+    y = fb.broadcast_to(x, (30, 3, 20)) * 2.0
+    total = y.sum()
+    return fb.tanh(y) * 3.0, total * 2.0
+
+
+def chains(x):
+    """fuse: a chain of more than a tile, forward and backward; a row and a number are read by all of it."""
+    wide = fb.broadcast_to(x.reshape(60), (40, 60)) * 1.0
+    return fb.value_and_grad(lambda t: (fb.tanh(t * x[0, 0] + wide[7]) * t).sum())(wide)
+
+
+PROGRAMS = {"dead": unused, "constant": constants, "fold": reshaped, "postpone": between, "in_place": overwritten,
+            "fuse": chains}
 
 
 def test_every_pass_has_a_program():
@@ -69,6 +83,11 @@ def test_a_pass_fires_and_its_program_is_golden(name, monkeypatch):
     golden(f"{name}.txt", listing)
     if name == "in_place":
         assert plan_of(with_it).shares and not plan_of(without).shares
+    elif name == "fuse":
+        assert plan_of(with_it).tiled and not plan_of(without).tiled
+        assert plan_of(with_it).arena_size < plan_of(without).arena_size
+    elif name == "postpone":
+        assert len({s.group for s in plan_of(with_it).stages}) < len({s.group for s in plan_of(without).stages}) + 1
     else:
         assert len(plan_of(with_it).stages) < len(plan_of(without).stages)
 
@@ -158,6 +177,45 @@ def test_the_verifier_refuses_wrong_plans():
     plan.stages = plan.stages[1:]
     with pytest.raises(RuntimeError, match="not there"):
         verify(plan)
+
+
+def test_the_verifier_refuses_groups_that_read_what_they_write_elsewhere():
+    f = fb.staged(lambda x: fb.tanh(x * 2.0) * 3.0)
+    f(fb.ones(50, 40))
+    plan = plan_of(f)
+    (group,) = {s.group for s in plan.stages if s.group is not None}
+    other = fb.staged(lambda x: fb.tanh((x * 2.0).T))
+    other(fb.ones(50, 40))
+    for stage in plan_of(other).stages:
+        stage.group = group
+    group.stages = plan_of(other).stages
+    with pytest.raises(RuntimeError, match="other places"):
+        verify(plan_of(other))
+
+
+@pytest.mark.parametrize("f", [
+    lambda x, w: fb.tanh(x + w) * x[0], lambda x, w: (x * 2.0)[::-1] + x, lambda x, w: fb.relu((x * 2.0).T) + w.T,
+    lambda x, w: (x * w).reshape(-1) * 2.0, lambda x, w: fb.where(x > w, x * 2.0, w[:1]),
+    lambda x, w: (x * w)[0] + x * w,
+    lambda x, w: (fb.exp(x) + x.sum(0)) * fb.exp(x).mean(1, keepdims=True),
+    lambda x, w: fb.concatenate([x * 2.0, fb.tanh(w)]) * 0.5,
+    lambda x, w: fb.cross_entropy(fb.relu(x * w + 1.0), np.arange(50) % 40),
+])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_what_is_fused_has_the_same_bits(f, dtype, monkeypatch):
+    """Broadcasts, views and reads of other places stay apart from what a group writes."""
+    x, w = fb.randn(50, 40, dtype=dtype, rng=0), fb.randn(50, 40, dtype=dtype, rng=1)
+    total = fb.value_and_grad(lambda *xs: fb.tanh(f(*xs)).sum(), argnums=(0, 1))
+    staged = fb.staged(lambda x, w: (f(x, w), total(x, w)))
+    assert_same(staged(x, w), staged.eager(x, w))
+    program, made = staged.replays[0].program, flat(staged(x, w))
+    whole = [t.numpy().copy() for t in made]
+    for order in (1, -1):
+        for t in made:
+            t.numpy()[...] = 0
+        program.run_in_chunks(order)
+        for t, expected in zip(made, whole, strict=True):
+            assert same_bits(t, expected)
 
 
 def test_the_verifier_sees_buffers_that_overlap():

@@ -9,17 +9,18 @@ from fastbp.planner.arena import bytes_of, lay_out, lives
 from fastbp.planner.constant import constant
 from fastbp.planner.dead import dead
 from fastbp.planner.fold import fold
+from fastbp.planner.fuse import fuse, postpone
 from fastbp.planner.in_place import in_place
 from fastbp.planner.plan import Plan
 from fastbp.planner.verify import verify
 
-PASSES = {"dead": dead, "constant": constant, "fold": fold, "in_place": in_place}
+PASSES = {"dead": dead, "constant": constant, "fold": fold, "postpone": postpone, "in_place": in_place, "fuse": fuse}
 
 
 def plan(recording):
     """The plan of a recording, after all passes, with an offset for every buffer."""
     made = Plan(recording)
-    made.whole_size = sum(map(bytes_of, (home for home, _, _ in lives(made).values())))
+    made.whole_size = sum(bytes_of(made, home) for home, _, _ in lives(made).values())
     verify(made)
     off = os.environ.get("FASTBP_PASSES_OFF", "").split(",")
     for name, change in PASSES.items():

@@ -5,7 +5,8 @@ class Listing:
     """Stages in their order: `(3) y = tanh(x)`; a backward stage ends with the number it undoes.
 
     Names are the function's own variables where it had one for a tensor, else t1, t2, ...; the
-    number in brackets is that of the forward stage. `over x`: it writes where x lay.
+    number in brackets is that of the forward stage. `over x`: it writes where x lay. `fused`: tile by
+    tile with the stages below that say `with it`.
     """
 
     def __init__(self, recording, plan):
@@ -33,7 +34,10 @@ class Listing:
 
     def _place(self, plan, stage):
         shared = [plan.shares[id(t)] for t in stage.writes if id(t) in plan.shares]
-        return f", over {self.name(shared[0])}" if shared else ""
+        place = f", over {self.name(shared[0])}" if shared else ""
+        if stage.group is not None and stage.form != "view":
+            place += ", fused" if stage is stage.group.stages[0] else ", with it"
+        return place
 
     def name(self, t):
         """What a tensor is called; one that no stage makes, by the memory that it shows."""

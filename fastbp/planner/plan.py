@@ -8,7 +8,7 @@ class Stage:
     A tensor is recorded, without values, or one that the function captured. undoes: the forward
     stage that a backward one undoes, or None.
     """
-    __slots__ = ("what", "outputs", "inputs", "params", "undoes")
+    __slots__ = ("what", "outputs", "inputs", "params", "undoes", "group")
 
     def __init__(self, recorded):
         if isinstance(recorded, Tensor):
@@ -18,6 +18,7 @@ class Stage:
             self.what, self.outputs, self.inputs = recorded, recorded.outputs, recorded.inputs
             self.params = None
         self.undoes = None
+        self.group = None    # the Group that it runs in
 
     @property
     def name(self):
@@ -52,6 +53,16 @@ class Stage:
         return f"<{self.name} of {', '.join(str(t.shape) for t in self.inputs)}>"
 
 
+class Group:
+    """Stages that run together, tile by tile: one behind the other, elementwise, of one size."""
+
+    def __init__(self, size):
+        self.size = size
+        self.stages = []
+        self.written = set()    # ids of the memory that they write
+        self.elsewhere = set()  # ids of the memory that one reads at another place than where it writes
+
+
 class Plan:
     """Stages in their order, what must be there at the end, and who shares memory with whom.
 
@@ -75,6 +86,7 @@ class Plan:
         for t in recording.written.values():
             self.constants.pop(id(t._root), None)
         self.shares = {}
+        self.tiled = {}     # id of a tensor whose values live for a tile of a group only: its group
         self.offsets = {}
         self.arena_size = 0
         self.whole_size = 0

@@ -27,8 +27,20 @@ def verify(plan):
         home = plan.owner(t)
         if home is not None and id(t._root) not in inputs and holds.get(id(home)) is not t._root:
             raise RuntimeError(f"plan: the result {t!r} is not there at the end")
+    for stage in plan.stages:
+        if stage.group is not None:
+            _verify_group(plan, stage)
     if plan.offsets:
         _verify_arena(plan)
+
+
+def _verify_group(plan, stage):
+    """Memory that a group writes is read and written by its stages element for element."""
+    written = {id(plan.owner(y)) for s in stage.group.stages for y in s.writes}
+    for t in (*stage.writes, *stage.reads):
+        whole = t.is_contiguous and t.size == stage.group.size and t._offset == 0
+        if not whole and plan.owner(t) is not None and id(plan.owner(t)) in written:
+            raise RuntimeError(f"plan: {stage!r} is in a group that writes what it reads at other places")
 
 
 def _verify_arena(plan):
@@ -36,9 +48,9 @@ def _verify_arena(plan):
     places = []
     for home, first, last in lives(plan).values():
         start = plan.offsets[id(home)]
-        if start % 64 or start + bytes_of(home) > plan.arena_size:
+        if start % 64 or start + bytes_of(plan, home) > plan.arena_size:
             raise RuntimeError(f"plan: {home!r} does not lie in the arena")
-        places.append((first, last, start, start + bytes_of(home)))
+        places.append((first, last, start, start + bytes_of(plan, home)))
     places.sort()
     alive = []
     for first, last, start, stop in places:

@@ -11,7 +11,7 @@
 #include <stdint.h>
 #include <Python.h> /* Py_ssize_t */
 
-enum { FB_OPERANDS = 10, FB_DIMS = 12, FB_CONSTANTS = 6, FB_TILE = 512 };
+enum { FB_OPERANDS = 10, FB_DIMS = 12, FB_CONSTANTS = 6, FB_TILE = 512, FB_FUSED = 1024 };
 
 typedef struct fb_instruction fb_instruction;
 
@@ -27,9 +27,11 @@ struct fb_instruction {
     Py_ssize_t work;          /* elements that all of them touch, about */
     char *p[FB_OPERANDS];
     double c[FB_CONSTANTS];
+    int32_t group; /* so many instructions, from this one on, run tile by tile: 0 or 2 and more */
     int32_t operands, outputs, ndim;
     int32_t kept;             /* reductions: the dimensions before the reduced ones */
     uint8_t itemsize[FB_OPERANDS]; /* 0: passed through as a pointer */
+    uint8_t tile[FB_OPERANDS];     /* 1: the memory of one tile, where `start` always lies */
     Py_ssize_t shape[FB_DIMS];
     Py_ssize_t stride[FB_OPERANDS][FB_DIMS];
 };

@@ -74,21 +74,24 @@ cdef inline void elementwise_direct(const fb_instruction* i, Py_ssize_t start, P
         i.inner(<char**> i.p, stop, i.c)
         return
     for k in range(i.operands):
-        p[k] = <char*> i.p[k] + start * i.itemsize[k]
+        p[k] = <char*> i.p[k] + (0 if i.tile[k] else start * i.itemsize[k])
     i.inner(p, stop - start, i.c)
 
 
 cdef inline void elementwise_rows(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
-    """Two dimensions, and every operand is contiguous along the last: rows start .. stop."""
+    """Two dimensions, and every operand is contiguous along the last: elements start .. stop, row after row."""
     cdef char* p[8]
-    cdef Py_ssize_t _row
+    cdef Py_ssize_t at = start, width = i.shape[1], row = start // width, column = start % width, n
     cdef int k
-    for k in range(i.operands):
-        p[k] = <char*> i.p[k] + start * i.stride[k][0]
-    for _row in range(start, stop):
-        i.inner(p, i.shape[1], i.c)
+    while at < stop:
+        n = min(width - column, stop - at)
         for k in range(i.operands):
-            p[k] += i.stride[k][0]
+            p[k] = <char*> i.p[k] + ((at - start) * i.itemsize[k] if i.tile[k]
+                                     else row * i.stride[k][0] + column * i.itemsize[k])
+        i.inner(p, n, i.c)
+        at += n
+        row += 1
+        column = 0
 
 
 cdef enum Access:
@@ -140,7 +143,7 @@ cdef inline void elementwise_strided(const fb_instruction* i, Py_ssize_t start, 
         n = stop - at if stop - at < tile else tile
         for k in range(i.operands):
             if access[k] == DENSE:
-                p[k] = <char*> i.p[k] + at * i.itemsize[k]
+                p[k] = <char*> i.p[k] + (at - start if i.tile[k] else at) * i.itemsize[k]
             elif access[k] == GATHER:    # outputs too: an update reads what it writes
                 walk(p[k], <char*> i.p[k], i.stride[k], i.shape, i.ndim, at, n, i.itemsize[k], False)
         i.inner(p, n, i.c)
