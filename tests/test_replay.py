@@ -149,11 +149,17 @@ def test_other_threads_run_while_a_program_does():
         before = counted[0]
         step.epoch(np.concatenate([x] * 100), batch_size=256)
         in_epoch = counted[0] - before
+        long = fb.staged(lambda x: x @ x @ x @ x)
+        x = fb.randn(1200, 1200, rng=0)
+        long(x)
+        before = counted[0]
+        long(x)
+        in_call = counted[0] - before
     finally:
         stop.set()
         thread.join()
     # A thread that holds the lock throughout lets another run at its end only: some hundreds of rounds.
-    assert in_repeat > 50_000 and in_epoch > 20_000, (in_repeat, in_epoch)
+    assert in_repeat > 50_000 and in_epoch > 20_000 and in_call > 20_000, (in_repeat, in_epoch, in_call)
 
 
 @pytest.mark.parametrize("size", [10, 300])

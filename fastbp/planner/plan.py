@@ -83,8 +83,6 @@ class Plan:
         self.inputs = list(recording.inputs)
         self.results = list(recording.results)
         self.constants = dict(recording.made)    # id: a captured tensor that nobody else can change
-        for t in recording.written.values():
-            self.constants.pop(id(t._root), None)
         self.shares = {}
         self.tiled = {}     # id of a tensor whose values live for a tile of a group only: its group
         self.offsets = {}
