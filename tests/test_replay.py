@@ -361,8 +361,8 @@ INTERRUPTED = """
             os.kill(os.getpid(), signal.SIGINT)
 
         timer = threading.Timer(random.random() * 0.12, send)
-        timer.start()
         try:
+            timer.start()
             while True:
                 {call}
         except KeyboardInterrupt:
