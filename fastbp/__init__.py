@@ -22,9 +22,8 @@ from fastbp.machine import (
 from fastbp.random import manual_seed
 from fastbp.serialization import load, save
 from fastbp.staged import staged
-from fastbp.tape import no_grad
 from fastbp.version import __version__
 from fastbp_ext.program import set_flush_denormal
-from fastbp_ext.tensor import Tensor, from_numpy, tensor
+from fastbp_ext.tensor import Tensor, from_numpy, no_grad, tensor
 
 globals().update(GATES)    # every row of fastbp.gates is a function of the package

@@ -25,12 +25,12 @@ from fastbp.random import manual_seed as manual_seed
 from fastbp.serialization import load as load
 from fastbp.serialization import save as save
 from fastbp.staged import staged as staged
-from fastbp.tape import no_grad as no_grad
 from fastbp.version import __version__ as __version__
 from fastbp_ext.gate import Gate
 from fastbp_ext.program import set_flush_denormal as set_flush_denormal
 from fastbp_ext.tensor import Tensor as Tensor
 from fastbp_ext.tensor import from_numpy as from_numpy
+from fastbp_ext.tensor import no_grad as no_grad
 from fastbp_ext.tensor import tensor as tensor
 
 gate = grouped

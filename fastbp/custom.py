@@ -16,17 +16,22 @@ def _array(name, value, like, shape=None):
     return y
 
 
+def _in_order(x):
+    # In C order, as in a staged program: NumPy's own sums depend on the layout.
+    return np.ascontiguousarray(x.numpy()).reshape(x.shape)
+
+
 def define_gate(name, forward, backward):
     """A gate of two NumPy functions, `forward(*xs) -> y` and `backward(dy, y, *xs) -> dxs`.
 
-    xs, y and dy are arrays of one floating dtype, not to be changed; backward returns a tuple
+    xs, y and dy are arrays of one floating dtype, in C order, not to be changed; backward returns a tuple
     with one gradient for each input (or the gradient itself where there is one input), None
     for no gradient. The gate can be differentiated once. In a staged program its stage takes
     the interpreter's lock; what shape y has, and which gradients are None, is found at
     recording by a run on arrays of ones.
     """
     def run(*xs):
-        return _array(name, with_recorder(None, forward, *(x.numpy() for x in xs)), xs[0])
+        return _array(name, with_recorder(None, forward, *map(_in_order, xs)), xs[0])
 
     def gradients(dy, y, *xs):
         found = with_recorder(None, backward, dy, y, *xs)
@@ -42,7 +47,7 @@ def define_gate(name, forward, backward):
         memo = getattr(last, "memo", None)
         if memo is None or memo[0] is not dy or memo[1] is not y:
             found = record_backward(dy, y, *xs) if get_recorder() is not None else gradients(
-                *(x.numpy() for x in (dy, y, *xs)))
+                *map(_in_order, (dy, y, *xs)))
             last.memo = memo = (dy, y, found)
         gradient = memo[2][which]
         if not any(x.requires_grad for x in xs[which + 1:]):

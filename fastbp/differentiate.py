@@ -6,9 +6,9 @@ import numpy as np
 
 from fastbp.errors import GradcheckError, ShapeError, error
 from fastbp.gates.shape import narrow, transpose
-from fastbp.tape import no_grad, ones_like, stages_of, walk
+from fastbp.tape import ones_like, stages_of, walk
 from fastbp_ext.gate import clone
-from fastbp_ext.tensor import Tensor, differentiate_inside, empty, set_grad_enabled, tensor
+from fastbp_ext.tensor import Tensor, differentiate_inside, empty, no_grad, set_grad_enabled, tensor
 
 
 def tree_map(function, tree):

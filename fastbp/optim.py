@@ -14,7 +14,7 @@ import numbers
 
 import numpy as np
 
-from fastbp.errors import DtypeError, error
+from fastbp.errors import DtypeError, StagingError, error
 from fastbp_ext.gate import clone, tick_state, update
 from fastbp_ext.tensor import Tensor, empty, get_recorder, touch
 
@@ -58,6 +58,10 @@ class _Group(dict):
         return {k: _CHECKS[k](k, v) if k in _CHECKS else v for k, v in options.items()}
 
     def update(self, *args, **kwargs):
+        if get_recorder() is not None:
+            raise error(StagingError, "optimizer: an option is set inside a staged function, or an optimizer made",
+                        got="a change that would happen at recording only", expected="options set between calls",
+                        fix="set it, or make the optimizer, outside the staged function")
         super().update(self.checked(dict(*args, **kwargs)))
         touch()
         for h in self.vectors:

@@ -29,6 +29,7 @@ class Recording:
         self.results = []         # recorded tensors whose memory each call makes
         self.indices = []         # (source, recorded int64 tensor, how to check, whether some are ignored)
         self.first = {}           # id of an input: the first call's tensor, while the function is recorded
+        self.looked = {}          # id: a tensor of others of which the function makes a view
         self.made = {}            # id: a tensor that the function makes anew at each call
         self.grads = {}           # id of a leaf: (leaf, its gradient now)
         self.entry_grads = []     # (leaf, the recorded tensor that stands for its gradient at entry)
@@ -71,6 +72,8 @@ class Recording:
             self.names.setdefault(id(p), name)
             self.names.setdefault(id(p._root), name)
         self.guard(f"training of {type(module).__name__}", lambda: module.training)
+        if module._buffers:
+            self.guard(f"buffers of {type(module).__name__}", lambda: [id(b) for _, b in module._own_buffers()])
 
     def new_input(self, given, **options):
         """A recorded tensor for an argument; `given` is the first call's."""
@@ -82,6 +85,10 @@ class Recording:
     def index(self, x, check):
         """`as_index` while recording: the check is made at each call, before the first stage."""
         given = x
+        if not x._abstract and any(np.may_share_memory(x.numpy(), t.numpy()) for t in self.written.values()):
+            raise error(StagingError, "labels and indices are checked before the first stage",
+                        got="indices that the function changes before it uses them", expected="indices that stay",
+                        fix="give the new ones as an argument")
         if x._abstract:
             if id(x._root) not in self.first:
                 raise error(StagingError, "labels and indices are checked before the first stage",
@@ -98,6 +105,26 @@ class Recording:
     def call(self, name, function, outputs, inputs, effects=False):
         """Record a stage of Python; see `Call`."""
         self.add(Call(name, function, outputs, inputs, effects))
+
+    def copied(self, data, dtype, name):
+        """`fb.tensor` of a captured array or tensor is a stage, so that changes in place are seen; None: a constant."""
+        x = data if isinstance(data, Tensor) else from_numpy(data)
+        if x._abstract or id(x._root) in self.made or x.dtype.kind != "f" or dtype not in (None, x.dtype, x.dtype.name):
+            return None
+        y = copy(x)
+        y.name = name
+        return y
+
+    def misplaced(self):
+        """A tensor that a stage uses and that no stage of this recording made, nor an argument: it leaked in."""
+        known = {id(t) for t in self.inputs}
+        for stage in self.stages:
+            inputs = stage._inputs if isinstance(stage, Tensor) else stage.inputs
+            for t in inputs:
+                if t._abstract and id(t._root) not in known:
+                    return t
+            known.update(id(t) for t in ((stage,) if isinstance(stage, Tensor) else stage.outputs))
+        return None
 
     # --- gradients
 

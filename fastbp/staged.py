@@ -15,12 +15,12 @@ from fastbp.gates.arithmetic import add
 from fastbp.gates.shape import copy
 from fastbp.planner import plan
 from fastbp.planner.listing import Listing
+from fastbp.random import generator
 from fastbp.recording import Recording
-from fastbp.tape import no_grad
 from fastbp_ext.gate import Gate
 from fastbp_ext.program import Program
 from fastbp_ext.replay import Bound, Caller, Feed, Replay, called_quickly, is_number, nest_of, spec_of
-from fastbp_ext.tensor import Tensor, empty, from_numpy, is_replayed, tensor, with_recorder
+from fastbp_ext.tensor import Tensor, empty, from_numpy, is_replayed, no_grad, tensor, with_recorder
 
 
 def _no_graph(*unused):
@@ -44,46 +44,37 @@ class About(NamedTuple):
     why: str
 
 
-def _record(fn, args, kwargs):
-    """fn on recorded tensors: the recording, specs of args and kwargs, the inputs, what it returned."""
-    recording = Recording()
-    leaves = []
-    specs = tuple([spec_of(a, leaves) for a in args]), spec_of(kwargs, leaves)
-    given = [x for x in _leaves((args, kwargs)) if not is_number(x)]
-    inputs = []
-    for leaf in leaves:
-        if isinstance(leaf, Tensor):
-            argument = given.pop(0)
-            inputs.append(recording.new_input(leaf, requires_grad=getattr(argument, "requires_grad", False),
-                                              name=getattr(argument, "name", None)))
-        else:
+def _record(recording, fn, args, kwargs):
+    """fn on recorded tensors: specs of args and kwargs, the inputs, what it returned."""
+    leaves, given, inputs, known = [], [], [], {}
+    specs = tuple([spec_of(a, leaves, given) for a in args]), spec_of(kwargs, leaves, given)
+    for leaf, argument in zip(leaves, given, strict=True):
+        if not isinstance(leaf, Tensor):
             inputs.append(recording.new_input(np.float64(leaf), weak=True))
+            continue
+        t = known.get(id(argument))    # a tensor given twice is one, for its gradient
+        if t is None:
+            t = recording.new_input(leaf, requires_grad=getattr(argument, "requires_grad", False),
+                                    name=getattr(argument, "name", None))
+            if t.requires_grad:
+                known[id(argument)] = t
+        inputs.append(t)
     left = iter(inputs)
     args, kwargs = tree_map(lambda x: next(left) if _is_leaf(x) else x, (args, kwargs))
-    try:
-        result = with_recorder(recording, _named, fn, recording, args, kwargs)
-    except BaseException:
-        for take_back in reversed(recording.undo):
-            take_back()
-        raise
+    result = with_recorder(recording, _named, fn, recording, args, kwargs)
     recording.first.clear()    # the first call's arguments are not kept
-    return recording, specs, inputs, result
+    return specs, inputs, result
 
 
 def _is_leaf(x):
     return isinstance(x, (Tensor, np.ndarray)) or is_number(x)
 
 
-def _leaves(tree):
-    found = []
-    tree_map(lambda x: found.append(x) if _is_leaf(x) else None, tree)
-    return found
-
-
 def _named(fn, recording, args, kwargs):
     """fn(*args, **kwargs); when it returns, its variables name the tensors that they hold."""
     code = getattr(inspect.unwrap(fn), "__code__", None)
-    before = sys.getprofile()
+    if sys.getprofile() is not None:    # a profiler is at work: there are no names then
+        return fn(*args, **kwargs)
 
     def watch(frame, event, arg):
         if event == "return" and frame.f_code is code:
@@ -92,10 +83,19 @@ def _named(fn, recording, args, kwargs):
                     recording.names.setdefault(id(value), name)
 
     try:
-        sys.setprofile(watch if before is None else before)
+        sys.setprofile(watch)
         return fn(*args, **kwargs)
     finally:
-        sys.setprofile(before)
+        sys.setprofile(None)
+
+
+def _hides(x):
+    """Whether recorded tensors lie within x, which is no nest that is known."""
+    if isinstance(x, (set, frozenset)):
+        inside = x
+    else:
+        inside = vars(x).values() if hasattr(x, "__dict__") and not callable(x) else ()
+    return inspect.isgenerator(x) or any(isinstance(t, Tensor) and t._abstract for t in inside)
 
 
 class _Results:
@@ -109,6 +109,10 @@ class _Results:
 
     def own(self, t):
         if not isinstance(t, Tensor):
+            if _hides(t):
+                raise error(StagingError, "a staged function returns tensors inside something else",
+                            got=type(t).__name__, expected="tensors, and tuples, lists and dicts of them",
+                            fix="return the tensors themselves")
             return t
         follows = t.requires_grad
         if (not t._abstract or id(t._root) in self.taken or not t._is_whole or t._offset
@@ -126,10 +130,15 @@ class _Results:
             return tree_map(self.own, result), [(leaf, g if g is None else self.own(g.detach())) for leaf, g in grads]
 
 
-def _replay(fn, recorded, arena, keep_grads, why):
-    """The replay of what `_record` returned."""
-    recording, (args, kwargs), inputs, result = recorded
-    by_id = {id(t): n for n, t in enumerate(inputs)}
+def _replay(recording, fn, recorded, arena, keep_grads, why):
+    """The replay of a recording; `recorded` is what `_record` returned."""
+    (args, kwargs), inputs, result = recorded
+    by_id = {id(t): n for n, t in reversed([*enumerate(inputs)])}
+    leaked = recording.misplaced()
+    if leaked is not None:
+        raise error(StagingError, "a tensor that another staged function recorded is used", got=repr(leaked),
+                    expected="arguments, captured tensors, and what gates make of them",
+                    fix="return it there, and use what the call returns")
     grads = []
     for leaf, g in recording.grads.values():
         if leaf._abstract and id(leaf) not in by_id or id(leaf) in recording.made:
@@ -228,7 +237,8 @@ class Staged(Caller):
         return self if instance is None else Bound(self, instance)
 
     def eager(self, *args, **kwargs):
-        """The function gate by gate, every value at hand."""
+        """The function gate by gate, every value at hand. NumPy arrays are given as tensors, as in a replay."""
+        args, kwargs = tree_map(lambda x: from_numpy(x) if isinstance(x, np.ndarray) else x, (args, kwargs))
         return self.function(*args, **kwargs)
 
     def repeat(self, times, *args, **kwargs):
@@ -236,11 +246,13 @@ class Staged(Caller):
 
         Ctrl-C stops between two of them.
         """
-        count = checked_batch_size(times)
+        if isinstance(times, bool) or not hasattr(times, "__index__") or times < 1:
+            raise error(ValueError, "repeat: the number of times can't be this", got=repr(times),
+                        expected="an int of 1 or more", fix="step.repeat(1000, x, y)")
         if is_replayed():
-            return self.run_often(count, args, kwargs)
-        for _ in range(count):
-            result = self.function(*args, **kwargs)
+            return self.run_often(times, args, kwargs)
+        for _ in range(times):
+            result = self(*args, **kwargs)
         return result
 
     # --- recording
@@ -253,23 +265,30 @@ class Staged(Caller):
                         fix="keep modes and options still while it is called, or give the arguments another form")
         why = self._why(args, kwargs)
         began = time.perf_counter()
-        replay = _replay(self.function, _record(self.function, args, kwargs), self.arena, self._keep_grads, why)
+        recording = Recording()
+        try:
+            recorded = _record(recording, self.function, args, kwargs)
+            replay = _replay(recording, self.function, recorded, self.arena, self._keep_grads, why)
+        except BaseException:
+            for take_back in reversed(recording.undo):
+                take_back()
+            raise
         self._log.append(f"{time.strftime('%H:%M:%S')}, {1e3 * (time.perf_counter() - began):.1f} ms, {why}: "
                          + ", ".join(f"{name} {text}" for name, text in replay.about.arguments))
         self.keep(replay)
 
     def _why(self, args, kwargs):
         """Why the programs that there are do not fit."""
-        if not self.replays:
+        replays = self.replays
+        if not replays:
             return "the first call"
-        leaves = []
-        now = _described(self.function, tuple([spec_of(a, leaves) for a in args]), spec_of(kwargs, leaves))
-        before = min((r.about.arguments for r in self.replays),
+        now = _described(self.function, tuple([spec_of(a, [], []) for a in args]), spec_of(kwargs, [], []))
+        before = min((r.about.arguments for r in replays),
                      key=lambda other: sum(a != b for a, b in zip(now, other, strict=False)))
         new = [name for name, text in now if (name, text) not in before]
         if new:
             return f"new {', '.join(new)}"
-        last = self.replays[0]
+        last = replays[0]
         changed = [what for what, call, value in last.guards if call() != value]
         if changed:
             return f"{changed[0]} changed"
@@ -333,40 +352,40 @@ class Staged(Caller):
 
     # --- whole epochs
 
-    def epoch(self, *arrays, batch_size, shuffle=False, rng=None, progress=None, before=()):
+    def epoch(self, *arrays, batch_size, shuffle=False, rng=None, progress=None, _before=()):
         """One pass over the rows of `arrays` in batches; the mean of the batch losses, by rows.
 
-        The batches and their order are those of `data.batches`; the step is called with each,
-        after the arguments `before`, and returns one scalar or a tuple that begins with it. All
-        labels are checked before the first batch. `progress(done, total)` is called at most ten
-        times a second and at the end. Ctrl-C stops between two batches.
+        The batches and their order are those of `data.batches`; the step is called with each, and
+        returns one scalar or a tuple that begins with it. All labels are checked before the first
+        batch. `progress(done, total)` is called at most ten times a second and at the end. Ctrl-C
+        stops between two batches.
         """
         n, size = rows(arrays), checked_batch_size(batch_size)
-        chosen = order(n, shuffle, rng)
         arrays = [a.numpy() if isinstance(a, Tensor) else np.asarray(a) for a in arrays]
         progress = _at_times(progress, n)
+        generator(rng)
         if not is_replayed():
-            return self._epoch_by_calls(arrays, n, size, chosen, progress, before)
-        # Both programs are recorded, and all labels checked, before anything changes.
+            return self._epoch_by_calls(arrays, n, size, order(n, shuffle, rng), progress, _before)
+        # Both programs are recorded, and all labels checked, before anything changes or is drawn.
         arrays = [from_numpy(np.ascontiguousarray(a)) for a in arrays]
-        parts = [self._part(arrays, start, stop, rows_, before)
+        parts = [self._part(arrays, start, stop, rows_, _before)
                  for start, stop, rows_ in ((0, n - n % size, size), (n - n % size, n, n % size)) if stop > start]
+        chosen = order(n, shuffle, rng)
         if any(part.columns is None or part.mixed(chosen) for part in parts):
-            return self._epoch_by_calls([a.numpy() for a in arrays], n, size, chosen, progress, before)
+            return self._epoch_by_calls([a.numpy() for a in arrays], n, size, chosen, progress, _before)
         if chosen is not None:
             chosen = from_numpy(np.ascontiguousarray(chosen, dtype=np.int64))
         total = 0.0
         for part in parts:
-            feed = Feed([slot for slot, _, _ in part.columns], [values for _, values, _ in part.columns], chosen,
+            feed = Feed([slot for slot, *_ in part.columns], [values for _, values, *_ in part.columns], chosen,
                         part.rows)
             at = part.start
             while at < part.stop:
-                ran = self.run_rows(part.args, part.replay, feed, at, part.stop, part.rows)
+                ran = self.run_rows(part.args, part.replay, feed, at, part.stop, part.rows, total)
                 if ran is None:
                     raise error(StagingError, "epoch: the program fits no more", got="another mode or option",
                                 expected="those that the epoch began with", fix="change them between epochs")
-                at = ran[0]
-                total += ran[1]
+                at, total = ran
                 progress(at)
         return total / n
 
@@ -406,8 +425,9 @@ class _Part(NamedTuple):
         if not self.replay.alone:
             return True
         place = slice(self.start, self.stop)
-        for (_, _, ignored), expected in zip(
-                [c for c in self.columns if c[2] is not None], self.replay.ignorable, strict=True):
+        for _, _, ignored, expected in self.columns:
+            if ignored is None:
+                continue
             by_row = ignored.reshape(len(ignored), -1).any(1)
             by_row = by_row[place] if chosen is None else by_row[chosen[place]]
             if (by_row.reshape(-1, self.rows).any(1) != expected).any():

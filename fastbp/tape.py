@@ -4,37 +4,11 @@ Each tensor made by a gate is a stage: its gate, inputs and parameters, and a nu
 in the order of recording. Where a tensor forks, the gradients add: the first one is stored, the
 rest are added in the reverse of that order.
 """
-import functools
-
-from fastbp.errors import DtypeError, ShapeError, error
+from fastbp.errors import DtypeError, ShapeError, StagingError, error
 from fastbp.gates.arithmetic import add
 from fastbp.gates.shape import sum_to
 from fastbp_ext.gate import clone
-from fastbp_ext.tensor import OPERATORS, Tensor, empty, get_recorder, set_grad_enabled, tensor
-
-
-class no_grad:
-    """A context (or decorator) in which gates record nothing.
-
-    >>> with fb.no_grad():
-    ...     error = fb.mse_loss(model(x), y)
-    """
-
-    def __init__(self):
-        self._before = []    # one for each time that it was entered and not yet left
-
-    def __enter__(self):
-        self._before.append(set_grad_enabled(False))
-
-    def __exit__(self, *exc_info):
-        set_grad_enabled(self._before.pop())
-
-    def __call__(self, function):
-        @functools.wraps(function)
-        def call(*args, **kwargs):
-            with no_grad():
-                return function(*args, **kwargs)
-        return call
+from fastbp_ext.tensor import OPERATORS, Tensor, empty, get_recorder, no_grad, tensor
 
 
 def stages_of(roots):
@@ -98,7 +72,8 @@ def vjp_of(stage, which, dy):
         serial = stage._serial
         y = _Changed(stage, stage) if stage._version > serial else stage
         inputs = [_Changed(x, stage) if x._version > serial else x for x in inputs]
-    return sum_to(vjp(dy, y, *inputs, **stage._params, **extra), inputs[which].shape)
+    dx = vjp(dy, y, *inputs, **stage._params, **extra)
+    return None if dx is None else sum_to(dx, inputs[which].shape)
 
 
 def walk(stages, gradients, follow=None):
@@ -131,6 +106,9 @@ def ones_like(t):
 
 def backward(root, gradient, retain_graph):
     """What Tensor.backward does."""
+    if root._abstract and get_recorder() is None:
+        raise error(StagingError, "backward: a recorded tensor is used outside its staged function",
+                    got="a tensor without values", expected="a result", fix="call backward inside the function")
     if not root.requires_grad:
         raise error(RuntimeError, "backward: nothing here requires a gradient", got=f"a tensor of shape {root.shape}",
                     expected="an input with requires_grad=True", fix="make the parameters with requires_grad=True")

@@ -12,9 +12,10 @@ from fastbp_ext.lower cimport (lower_copy, lower_elementwise, lower_product, low
                                lower_scatter, lower_state, lower_take)
 from fastbp_ext.program cimport Executor, now
 from fastbp_ext.tensor cimport (BOOL, FLOAT32, FLOAT64, INT8, INT16, INT32, INT64, MAX_DIMS, UINT8, UINT16, UINT64,
-                                Dtype, Tensor, blank, blank_like, dtype_name, give_memory, grad_enabled, integer,
-                                is_float, item_size, made_inside, make_abstract, new_like, new_tensor, new_view,
-                                recorder, recording, scalar, set_stage, staging_error, wrap_array)
+                                Dtype, Tensor, as_python, blank, blank_like, dtype_name, give_memory, grad_enabled,
+                                integer, is_float, item_size, looked_at, made_inside, make_abstract, new_like,
+                                new_tensor, new_view, recorder, recording, refuse_leaked, scalar, set_stage,
+                                staging_error, wrap_array)
 
 import operator
 import types
@@ -107,20 +108,34 @@ cdef tuple as_floats(Gate gate, tuple args):
 cdef tuple weak_floats(Gate gate, tuple args):
     """as_floats where one is a recorded Python number: it takes the dtype that it meets.
 
-    Among numbers alone it is float64, as Python computes, and so is what comes of them.
+    Among numbers alone it is float32, as a number that is given to a gate is. But operators of
+    numbers are Python's: in float64, and a number is what comes of them.
     """
     cdef list xs = [arg for arg in args if not is_weak(arg) and not (isinstance(arg, Tensor) and (<Tensor> arg).weak)]
     cdef int kind = (<Tensor> as_floats(gate, tuple(xs))[0]).kind if xs else -1
+    cdef bint number = kind < 0 and as_python()
     cdef Tensor x
+    if kind < 0:
+        kind = FLOAT64 if number else FLOAT32
     xs = []
     for arg in args:
-        x = as_tensor(gate.name, arg, kind if kind >= 0 else FLOAT64)
-        if x.weak and kind == FLOAT32:
-            x = NARROW[0](x)
+        x = as_tensor(gate.name, arg, kind)
+        if x.weak:
+            x = number_as(x, <Dtype> kind)
+            if x.weak and not number:
+                x = x.detach()    # what it is among tensors: one of them
         elif not isinstance(arg, Tensor):
-            x.weak = kind < 0 and x.rank == 0
+            x.weak = number
         xs.append(x)
     return tuple(xs)
+
+
+cdef Tensor number_as(Tensor x, Dtype kind):
+    """A recorded number, float64 or the bool of a comparison, in a floating dtype."""
+    if x.kind == BOOL:
+        x = CONVERSIONS[1](x)
+        x.weak = True
+    return CONVERSIONS[0](x) if kind == FLOAT32 else x
 
 
 cdef tuple mixed(Gate gate, tuple args):
@@ -210,13 +225,13 @@ cdef bint walkable(Tensor x) noexcept:
 
 
 cdef list COPIES = []    # the gate that copies: a row of fastbp.gates, as all are
-cdef list NARROW = []    # the gate that rounds a recorded Python number to float32
+cdef list CONVERSIONS = []    # the gates that make float32 of float64, and float64 of bool
 
 
-def set_engine_gates(copy, narrow):
-    """The rows by which operands are made fit: copied where a kernel can't walk them, rounded to float32."""
+def set_engine_gates(copy, narrow, count):
+    """The rows by which operands are made fit: copied where a kernel can't walk them, recorded numbers converted."""
     COPIES[:] = [copy]
-    NARROW[:] = [narrow]
+    CONVERSIONS[:] = [narrow, count]
 
 
 cdef Tensor zero_of(Dtype kind):
@@ -373,11 +388,14 @@ cdef class Gate:
                     follows = follows or x.needs_grad
             set_stage(y, self, xs, params)
             y.needs_grad = follows
-            y.weak = self.loop == ELEMENTWISE
+            y.weak = self.loop == ELEMENTWISE and as_python()
             for x in xs:
                 y.weak = y.weak and x.weak
             recorder().add(y)
             return y
+        for x in xs:
+            if x.abstract:
+                refuse_leaked(x)
         give_memory(y)
         self.lower(now, y, xs, params)
         return self.record(y, xs, params)
@@ -537,6 +555,8 @@ cdef class Gate:
             xs = as_floats(self, xs[:self.first]) + xs[self.first:]
         else:
             xs = as_floats(self, xs)
+        for k in range(len(xs)):
+            refuse_leaked(<Tensor> xs[k])
         if self.loop == CUSTOM:
             if kwargs or not args:
                 raise TypeError(f"{self.name}: a gate of NumPy functions takes its inputs by place, one at least")
@@ -557,6 +577,8 @@ cdef class Gate:
             dims[rank] = size
             rank += 1
         if self.loop == VIEW:
+            refuse_leaked(x)
+            looked_at(x)
             k = rank - 1
             if plan[1] is None:     # in C order, as x is
                 if rank:
@@ -584,11 +606,13 @@ cdef class Gate:
 
     cdef tuple movable(self, tuple args):
         """Tensors of any one dtype."""
-        if len(args) == 1 and isinstance(args[0], Tensor):
+        if len(args) == 1 and isinstance(args[0], Tensor) and not (<Tensor> args[0]).weak:
             return args
         cdef list xs = []
         cdef Tensor x
         cdef int kind = -1
+        args = tuple([number_as(<Tensor> arg, FLOAT32) if isinstance(arg, Tensor) and (<Tensor> arg).weak
+                      and self.loop != CONVERT else arg for arg in args])
         for arg in args:
             if not is_weak(arg) and kind < 0:
                 kind = as_tensor(self.name, arg, -1).kind
@@ -683,6 +707,7 @@ def as_index(Tensor x, Py_ssize_t size, str gate, str what, bint wrap=True, igno
     if is_float(x.kind) or x.kind == BOOL:
         _raise("DtypeError", f"{gate}: {what} are integers", f"dtype {dtype_name(x.kind)}, shape {x.shape}",
                "an integer dtype", "convert them: np.asarray(y).astype('int64')")
+    refuse_leaked(x)
     if recording():
         return recorder().index(x, (size, gate, what, wrap, ignored, fill))
     if not x.contiguous:

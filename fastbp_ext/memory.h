@@ -91,6 +91,7 @@ static inline int fb_guards_whole(const char *data) {
 /* What each thread has of its own. */
 typedef struct {
     int no_grad;
+    int as_python;       /* the gate that is called is an operator of numbers */
     int differentiating; /* inside how many functions that grad differentiates */
     void *group;
     void *recorder;

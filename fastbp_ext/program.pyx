@@ -270,7 +270,7 @@ cdef class Program(Executor):
 
     cdef run_call(self, function, tuple outputs, tuple inputs):
         # Copies: what the user's function keeps or changes is its own.
-        made = function(*[self.operand_now(x).numpy().copy(order="K") for x in inputs])
+        made = function(*[self.operand_now(x).numpy().copy() for x in inputs])
         for y, value in zip(outputs, made, strict=True):
             np.copyto(self.operand_now(y).numpy(), value, casting="same_kind")
 

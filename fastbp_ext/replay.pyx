@@ -15,7 +15,8 @@ from libc.string cimport memcpy
 from fastbp_ext.abi cimport fb_flush_begin, fb_flush_end
 from fastbp_ext.program cimport Program, flush, now_seconds, precision
 from fastbp_ext.tensor cimport (FLOAT32, MAX_DIMS, Dtype, Memory, Tensor, contiguous_copy, generation,
-                                grad_enabled, item_size, memory_of, replaying, result_like, seen_at, set_stage,
+                                grad_enabled, item_size, memory_of, refuse_leaked, replaying, result_like, seen_at,
+                                set_stage, staging,
                                 tick, wrap_array)
 
 import os
@@ -64,6 +65,7 @@ cdef object ndarray = np.ndarray
 cdef object floating = np.floating
 cdef object integer = np.integer
 cdef dict NO_PARAMS = {}
+cdef tuple VALUES = (str, bytes, bool, np.bool_, complex, type(None), slice, range, set, frozenset, np.dtype)
 
 cdef enum:
     KEPT = 64           # programs of a function, the last used
@@ -107,6 +109,7 @@ cdef class Spec:
     cdef int rank
     cdef bint needs_grad
     cdef bint compares            # SAME: by equality
+    cdef Py_ssize_t twin          # ARRAY that requires a gradient: the number of an earlier leaf that is it, or -1
     cdef Py_ssize_t dims[MAX_DIMS]
 
     def __repr__(self):
@@ -127,39 +130,40 @@ def is_number(x):
     return type(x) is float or type(x) is int or isinstance(x, (float, int, floating, integer)) and type(x) is not bool
 
 
-def spec_of(tree, list leaves):
-    """The Spec of a nest of arguments; its leaves, tensors in C order and floats, are appended in order."""
+def spec_of(tree, list leaves, list given):
+    """The Spec of a nest of arguments; its leaves, as tensors in C order and floats, and as given, are appended."""
     cdef Spec s = Spec.__new__(Spec)
     cdef Tensor t
     cdef int d
     s.type = type(tree)
     if isinstance(tree, (Tensor, np.ndarray)):
+        if isinstance(tree, Tensor):
+            refuse_leaked(<Tensor> tree)
         t = as_input(tree)
         s.kind = ARRAY
         s.dtype, s.rank = t.kind, t.rank
         s.descr = t.dtype
         s.needs_grad = isinstance(tree, Tensor) and (<Tensor> tree).needs_grad
+        s.twin = next((k for k, other in enumerate(given) if other is tree), -1) if s.needs_grad else -1
         for d in range(t.rank):
             s.dims[d] = t.dims[d]
         leaves.append(t)
+        given.append(tree)
     elif is_number(tree):
         s.kind = NUMBER
         leaves.append(float(tree))
+        given.append(tree)
     elif isinstance(tree, dict):
         s.kind = MAPPING
         s.value = tuple(tree)
-        s.parts = tuple([spec_of(x, leaves) for x in tree.values()])
+        s.parts = tuple([spec_of(x, leaves, given) for x in tree.values()])
     elif isinstance(tree, (list, tuple)):
         s.kind = SEQUENCE
-        s.parts = tuple([spec_of(x, leaves) for x in tree])
+        s.parts = tuple([spec_of(x, leaves, given) for x in tree])
     else:
         s.kind = SAME
-        s.value = tree
-        try:
-            hash(tree)
-            s.compares = True
-        except TypeError:
-            pass
+        s.value = set(tree) if type(tree) is set else tree
+        s.compares = isinstance(tree, VALUES)
     return s
 
 
@@ -253,6 +257,12 @@ def _after_fork():
 os.register_at_fork(after_in_child=_after_fork)
 
 
+cdef StagingError_of(what, got, expected, fix):
+    # The package's errors know the user's line. They stand above this module.
+    from fastbp import errors
+    return errors.error(errors.StagingError, what, got=got, expected=expected, fix=fix)
+
+
 cdef object sign_up():
     """A lock for `wait_at`; the caller then looks again whether it has to wait."""
     lock = threading.Lock()
@@ -271,11 +281,10 @@ cdef refuse_to_wait():
     cdef Replay other = running
     while other is not None:
         if other.thread == PyThread_get_thread_ident():
-            from fastbp import errors
-            raise errors.error(
-                errors.StagingError, "a staged function is busy", got="a call from inside a replay",
-                expected="calls from outside, or of functions that share no state with those at work",
-                fix="call it before or after, or use its eager form")
+            raise StagingError_of(
+                "a staged function is busy", "a call from inside a replay",
+                "calls from outside, or of functions that share no state with those at work",
+                "call it before or after, or use its eager form")
         other = other.beside
 
 
@@ -345,6 +354,7 @@ cdef class Replay:
     cdef list places, recorded, argument_grads, entry_grads, indices, leaves, roots
     cdef Nest nest
     cdef object add
+    cdef set leaf_ids             # of captured tensors
     cdef tuple end
     cdef Given* given
     cdef Result* results
@@ -361,6 +371,7 @@ cdef class Replay:
     cdef int precision
     cdef unsigned long thread
     cdef Replay beside            # while it runs: the next one that does
+    cdef bint listed              # it runs, and is among those beside each other
     cdef bint apart               # an argument of this call was copied: the next run needs another copy
 
     def __cinit__(self):
@@ -387,6 +398,7 @@ cdef class Replay:
         self.addresses = [t._address for t in captured]
         self.needs = [t.requires_grad for t in captured]
         self.leaves = [leaf for leaf, _ in (*leaf_grads, *entry_grads)]
+        self.leaf_ids = {id(t) for t in (*captured, *written, *self.leaves)}
         self.grad_mode, self.precision, self.flushing = grad_enabled(), precision, flush
         self.seen = program.long_run or program.calls
         self.end, self.add = end, add
@@ -435,6 +447,7 @@ cdef class Replay:
             self.at += 1
             if isinstance(arg, Tensor):
                 t = <Tensor> arg
+                refuse_leaked(t)
             elif type(arg) is ndarray:
                 a = <fb_array*> <PyObject*> arg
                 if (direct_arrays and a.flags & FB_ARRAY_READY == FB_ARRAY_READY
@@ -460,6 +473,8 @@ cdef class Replay:
                 if t.dims[d] != s.dims[d]:
                     return False
             given.object = <PyObject*> arg
+            if t.needs_grad and not self.is_own_leaf(s, arg):
+                return False
             if not t.contiguous:
                 t = contiguous_copy(t)
                 self.borrowed.append(t)
@@ -487,6 +502,19 @@ cdef class Replay:
                 return False
             k += 1
         return True
+
+    cdef bint is_own_leaf(self, Spec s, arg) except -1:
+        """Whether an argument that requires a gradient is the same as an earlier one just where it was recorded so."""
+        cdef Py_ssize_t k, twin = -1
+        for k in range(self.at - 1):
+            if self.given[k].object == <PyObject*> arg:
+                twin = k
+                break
+        if id(arg) in self.leaf_ids:
+            raise StagingError_of(
+                "a tensor is given to a staged function that also uses it as its own", f"{arg.shape}, requires_grad",
+                "an argument, or a captured parameter", "give another tensor, or leave the argument out")
+        return twin == s.twin
 
     cdef bint takes(self, PyObject** args, Py_ssize_t n, dict kwargs) except -1:
         """Whether this replay is the one for these n arguments, as all is now; then labels are checked."""
@@ -560,6 +588,12 @@ cdef class Replay:
         cdef Tensor g
         if self.write_count:
             self.set_apart()
+        for k, _, _ in self.argument_grads:
+            if (<Tensor> <object> self.given[<Py_ssize_t> k].object)._gate is not None:
+                raise StagingError_of(
+                    "backward in a staged function would have to go on through what made an argument",
+                    "an argument that a gate made", "leaves",
+                    "give x.detach().requires_grad_(), or use fb.grad of the staged function")
         for _n in range(self.inputs):
             if given.slot >= 0:
                 self.program.place(given.slot, given.data)
@@ -617,11 +651,15 @@ cdef class Replay:
         return 0
 
     cdef give_gradient(self, argument, g, bint accumulates):
-        if isinstance(argument, Tensor):
-            before = (<Tensor> argument).gradient
+        cdef Tensor leaf = <Tensor> argument
+        while True:
+            before = leaf.gradient
+            new = g
             if accumulates and before is not None:
-                g = before if g is None else self.add(before, g)
-            (<Tensor> argument).gradient = g
+                new = before if g is None else self.add(before, g)
+            if leaf.gradient is before:    # no other thread came in between
+                leaf.gradient = new
+                return
 
     cdef void changed(self) noexcept:
         cdef uint64_t now
@@ -635,7 +673,7 @@ cdef class Replay:
         """One run on the arguments that `takes` took; RETRY where another replay had to be waited for."""
         cdef tuple made = self.begin()
         self.bind()
-        if not self.enter():
+        if not self.enter(self.seen):
             return RETRY
         if self.seen:
             self.run_seen()
@@ -654,8 +692,8 @@ cdef class Replay:
         finally:
             self.leave()
 
-    cdef bint enter(self) except -1:
-        """True, and others can see that it runs; False after waiting for one that is in the way."""
+    cdef bint enter(self, bint seen) except -1:
+        """True, and others can see that it runs if they may come; False after waiting for one that is in the way."""
         global running
         if running is not None and self.must_wait():
             refuse_to_wait()
@@ -663,7 +701,8 @@ cdef class Replay:
             if self.must_wait():
                 lock.acquire()
             return False
-        if self.seen:
+        self.listed = seen
+        if seen:
             self.thread = PyThread_get_thread_ident()
             self.beside = running
             running = self
@@ -672,7 +711,7 @@ cdef class Replay:
     cdef void leave(self):
         global running
         cdef Replay other = running
-        if not self.seen:
+        if not self.listed:
             return
         if other is self:
             running = self.beside
@@ -700,7 +739,7 @@ cdef class Replay:
             result = self.call()
             done[0] += result is not RETRY
             return result
-        if not self.enter():
+        if not self.enter(True):
             return RETRY
         with nogil:
             mode = fb_flush_begin(flushing)
@@ -733,7 +772,7 @@ cdef class Replay:
         cdef bint flushing = flush
         cdef Py_ssize_t k
         self.bind()
-        if not self.enter():
+        if not self.enter(True):
             return at
         with nogil:
             mode = fb_flush_begin(flushing)
@@ -751,27 +790,24 @@ cdef class Replay:
         return at
 
     def columns(self, Py_ssize_t first, list arrays):
-        """What changes from batch to batch: (slot, values for all rows, where labels are ignored or None).
+        """What changes from batch to batch: (slot, values for all rows, where labels are ignored or None, whether
+        the program expects some in each batch).
 
         `arrays` are the inputs from number `first` on. Their labels and indices are checked here,
         all rows. None: some do not belong to rows one by one.
         """
-        cdef list found = [(self.given[first + k].slot, a, None) for k, a in enumerate(arrays)
+        cdef list found = [(self.given[first + k].slot, a, None, False) for k, a in enumerate(arrays)
                            if self.given[first + <Py_ssize_t> k].slot >= 0]
         cdef Tensor x, root
-        for x, number, _, slot, check, _ in self.indices:
+        for x, number, _, slot, check, expected in self.indices:
             if number >= first:
                 root = x.root()
                 if x.rank == 0 or x.dims[0] != root.dims[0] or x.steps[0] != root.steps[0]:
                     return None
                 x = rows_of(x, <Tensor> arrays[<Py_ssize_t> number - first])
-                found.append((slot, convert(x, check, None)[0], None if check[4] is None else x.numpy() == check[4]))
+                found.append((slot, convert(x, check, None)[0], None if check[4] is None else x.numpy() == check[4],
+                              expected))
         return found
-
-    @property
-    def ignorable(self):
-        """For each index in which labels may be ignored whether some are."""
-        return [ignored for *_, check, ignored in self.indices if check[4] is not None]
 
     @property
     def alone(self):
@@ -884,12 +920,12 @@ cdef class Caller:
 
     def __call__(self, *args, **kwargs):
         if not replaying():
-            return self.function(*args, **kwargs)
+            return self.function(*args, **kwargs) if staging else self.eager(*args, **kwargs)
         return self.run(args, kwargs, 1)
 
     cdef object run(self, tuple args, dict kwargs, Py_ssize_t times):
         """What the last of `times` calls returns."""
-        cdef Replay replay
+        cdef Replay replay = None
         cdef Py_ssize_t done = 0
         cdef int recorded = 0
         while True:
@@ -904,7 +940,7 @@ cdef class Caller:
                 else:
                     result = replay.call_often(times - done, &done)
             finally:
-                self.give_turn()
+                self.give_turn(replay)
             if replay is None:
                 recorded += 1
                 self._record(args, kwargs, recorded)
@@ -915,20 +951,20 @@ cdef class Caller:
 
     cdef Replay find(self, PyObject** args, Py_ssize_t n, dict kwargs):
         """The replay for these arguments; its turn has come."""
-        cdef Replay replay
+        cdef list replays = self.replays    # never changed, only replaced: Python runs in between
+        cdef Replay replay = None
         cdef Py_ssize_t k
-        for k in range(PyList_GET_SIZE(self.replays)):
-            replay = <Replay> PyList_GET_ITEM(self.replays, k)
+        for k in range(PyList_GET_SIZE(replays)):
+            replay = <Replay> PyList_GET_ITEM(replays, k)
             if replay.takes(args, n, kwargs):
-                if k:
-                    self.replays.insert(0, self.replays.pop(k))
+                if k and self.replays is replays:
+                    self.replays = [replay, *replays[:k], *replays[k + 1:]]
                 return replay
         return None
 
     def keep(self, Replay replay):
         """A new program, the last used; the one that was not used for longest makes room."""
-        self.replays.insert(0, replay)
-        del self.replays[KEPT:]
+        self.replays = [replay, *self.replays[:KEPT - 1]]
 
     def forget(self):
         """Forget all programs and their memory."""
@@ -944,7 +980,7 @@ cdef class Caller:
             try:
                 replay = self.find(items(args), PyTuple_GET_SIZE(args), kwargs)
             finally:
-                self.give_turn()
+                self.give_turn(replay)
             if replay is None:
                 recorded += 1
                 self._record(args, kwargs, recorded)
@@ -954,29 +990,28 @@ cdef class Caller:
         """What the last of `times` calls returns; signals are looked for in between."""
         return self.run(args, kwargs, times)
 
-    def run_rows(self, tuple args, Replay replay, Feed feed, Py_ssize_t at, Py_ssize_t stop, Py_ssize_t size):
-        """Batches from row `at` on, for a while: (where the next begins, the sum of their losses by rows).
+    def run_rows(self, tuple args, Replay replay, Feed feed, Py_ssize_t at, Py_ssize_t stop, Py_ssize_t size,
+                 double total):
+        """Batches from row `at` on, for a while: (where the next begins, `total` and their losses by rows).
 
         args are those of any batch; the feed's rows take their places. None: the replay does not
         fit any more, as what it took for granted changed.
         """
-        cdef double total = 0
         self.take_turn()
         try:
             if not replay.takes(items(args), PyTuple_GET_SIZE(args), None):
                 return None
             at = replay.run_rows(feed, at, stop, size, &total)
         finally:
-            self.give_turn()
+            self.give_turn(replay)
         return at, total
 
     cdef int take_turn(self) except -1:
         while self.busy and self.born == forks:
             if self.owner == PyThread_get_thread_ident():
-                from fastbp import errors
-                raise errors.error(errors.StagingError, "a staged function is called inside its own replay",
-                                   got="a call from a stage of Python", expected="calls from outside",
-                                   fix="use its eager form there")
+                raise StagingError_of("a staged function is called inside its own replay",
+                                      "a call from a stage of Python", "calls from outside",
+                                      "use its eager form there")
             refuse_to_wait()
             lock = sign_up()
             if self.busy and self.born == forks:
@@ -986,7 +1021,9 @@ cdef class Caller:
         self.owner = PyThread_get_thread_ident()
         return 0
 
-    cdef void give_turn(self):
+    cdef void give_turn(self, Replay replay):
+        if replay is not None and replay.borrowed:
+            replay.borrowed.clear()
         self.busy = False
         if waiting:
             wake()
@@ -996,7 +1033,7 @@ cdef object call_quickly(object self, PyObject** args, size_t count, PyObject* n
     """Caller.__call__ by Python's vectorcall protocol (PEP 590): no tuple and no dict of arguments is made."""
     cdef Caller caller = <Caller> self
     cdef Py_ssize_t n = PyVectorcall_NARGS(count)
-    cdef Replay replay
+    cdef Replay replay = None
     result = RETRY
     if names == NULL and replaying():
         caller.take_turn()
@@ -1005,7 +1042,7 @@ cdef object call_quickly(object self, PyObject** args, size_t count, PyObject* n
             if replay is not None:
                 result = replay.call()
         finally:
-            caller.give_turn()
+            caller.give_turn(replay)
         if result is not RETRY:
             return result
     given = [<object> args[k] for k in range(n)]
@@ -1050,7 +1087,7 @@ cdef class Bound:
 
     def epoch(self, *arrays, **options):
         """See `fastbp.staged.Staged.epoch`."""
-        return self.staged.epoch(*arrays, before=(self.instance,), **options)
+        return self.staged.epoch(*arrays, _before=(self.instance,), **options)
 
     def __getattr__(self, name):
         return getattr(self.staged, name)

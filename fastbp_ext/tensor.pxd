@@ -20,7 +20,7 @@ cdef enum Dtype:
     UINT64
 
 cdef struct Memory:
-    # What the debug build checks operands against.
+    # The bytes that a tensor's memory takes.
     char* low
     char* high
 
@@ -63,6 +63,9 @@ cdef Tensor blank_like(Tensor x, Dtype kind)
 cdef int give_memory(Tensor y) except -1
 cdef Tensor make_abstract(Tensor y)
 cdef Tensor made_inside(Tensor y)
+cdef void looked_at(Tensor x)
+cdef int refuse_leaked(Tensor x) except -1
+cdef bint as_python() noexcept nogil
 cdef Tensor new_tensor(int rank, const Py_ssize_t* dims, Dtype kind)
 cdef Tensor new_like(Tensor x, Dtype kind)
 cdef Tensor new_view(Tensor x, int rank, const Py_ssize_t* dims, const Py_ssize_t* steps, char* data)
@@ -83,6 +86,8 @@ cdef Tensor contiguous_copy(Tensor x)
 
 # Counts the changes of what programs take for granted: see `touch`.
 cdef uint64_t generation
+# Whether staged functions are replayed at all.
+cdef bint staging
 cdef object staging_error(str what, str fix)
 
 cdef enum:

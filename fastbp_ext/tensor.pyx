@@ -8,6 +8,7 @@ from libc.stdio cimport fprintf, stderr
 from libc.stdlib cimport abort
 from libc.string cimport memcpy
 
+import functools
 import os
 
 import numpy as np
@@ -22,6 +23,7 @@ cdef extern from "memory.h" nogil:
     ctypedef struct fb_thread:
         int no_grad
         int differentiating
+        int as_python
         void* group
         void* recorder
     fb_thread fb_this_thread
@@ -47,7 +49,7 @@ cdef int* SIZES = [4, 8, 1, 1, 2, 4, 8, 1, 2, 4, 8]
 OPERATORS = {}
 
 cdef uint64_t clock = 0
-cdef bint staging = os.environ.get("FASTBP_STAGED") != "0"
+staging = os.environ.get("FASTBP_STAGED") != "0"
 
 
 cdef int item_size(Dtype kind) noexcept nogil:
@@ -80,14 +82,48 @@ def set_grad_enabled(bint on):
     return before
 
 
-def set_group(group):
-    """Stages made from now on in this thread belong to `group`; the former one is returned.
+cdef class no_grad:
+    """A context (or decorator) in which gates record nothing.
 
-    The caller keeps the group alive until it has put the former one back.
+    >>> with fb.no_grad():
+    ...     error = fb.mse_loss(model(x), y)
     """
-    before = <object> <PyObject*> fb_this_thread.group if fb_this_thread.group != NULL else None
-    fb_this_thread.group = <void*> group if group is not None else NULL
-    return before
+    # Compiled, so that no signal comes between the mode's change and its record.
+    cdef list before    # for each time that it was entered and not yet left
+
+    def __cinit__(self):
+        self.before = []
+
+    def __enter__(self):
+        self.before.append(set_grad_enabled(False))
+
+    def __exit__(self, *exc_info):
+        set_grad_enabled(self.before.pop())
+
+    def __call__(self, function):
+        @functools.wraps(function)
+        def call(*args, **kwargs):
+            return without_grad(function, args, kwargs)
+        return call
+
+
+cdef without_grad(function, args, kwargs):
+    cdef bint before = set_grad_enabled(False)
+    try:
+        return function(*args, **kwargs)
+    finally:
+        set_grad_enabled(before)
+
+
+def in_group(group, function, args, kwargs):
+    """function(*args, **kwargs) with its stages in `group`, which knows the one around it as its parent."""
+    cdef void* before = fb_this_thread.group
+    group.parent = <object> <PyObject*> before if before != NULL else None
+    fb_this_thread.group = <void*> group
+    try:
+        return function(*args, **kwargs)
+    finally:
+        fb_this_thread.group = before
 
 
 cdef bint recording() noexcept nogil:
@@ -123,6 +159,38 @@ def with_recorder(new, function, *args):
     finally:
         fb_this_thread.no_grad, fb_this_thread.differentiating = before.no_grad, before.differentiating
         fb_this_thread.group, fb_this_thread.recorder = before.group, before.recorder
+
+
+cdef bint as_python() noexcept nogil:
+    """Whether the gate that is called computes what Python would compute of numbers."""
+    return fb_this_thread.as_python != 0
+
+
+cdef bint is_number(object x):
+    return type(x) is float or type(x) is int or isinstance(x, Tensor) and (<Tensor> x).weak or isinstance(
+        x, (bool, np.floating, np.integer))
+
+
+cdef operate(str name, x, y):
+    """An operator of two operands; of two numbers, one of them recorded, it is Python's: float64."""
+    cdef int before = fb_this_thread.as_python
+    if not recording() or not (is_number(x) and is_number(y)):
+        return OPERATORS[name](x, y)
+    fb_this_thread.as_python = 1
+    try:
+        return OPERATORS[name](x, y)
+    finally:
+        fb_this_thread.as_python = before
+
+
+cdef operate_alone(str name, Tensor x):
+    """An operator of one operand."""
+    cdef int before = fb_this_thread.as_python
+    fb_this_thread.as_python = x.weak
+    try:
+        return OPERATORS[name](x)
+    finally:
+        fb_this_thread.as_python = before
 
 
 def get_recorder():
@@ -612,6 +680,11 @@ cdef class Tensor:
         return False
 
     @property
+    def _repeating(self):
+        """Whether it shows an element in several places."""
+        return self._repeats()
+
+    @property
     def _consumed(self):
         return self.consumed
 
@@ -681,6 +754,9 @@ cdef class Tensor:
 
     def item(self):
         """The one element, as a Python number."""
+        if self.abstract and self.weak:
+            raise staging_error("a number that is given to a staged function has no value while it is recorded",
+                                "close over it, then it is a constant; or write the formula with operators")
         if self.abstract:
             raise staging_error("a recorded tensor has no value to branch on or to convert",
                                 "choose with fb.where(condition, x, y), or return the tensor and look at it outside")
@@ -745,6 +821,7 @@ cdef class Tensor:
 
     def detach(self):
         """The same memory, without a past: no gradient flows through it."""
+        looked_at(self)
         return new_view(self, self.rank, self.dims, self.steps, self.data)
 
     def copy_(self, source):
@@ -788,27 +865,27 @@ cdef class Tensor:
 
     # --- its gates: each is a row in fastbp.gates
 
-    def __add__(self, other): return OPERATORS["__add__"](self, other)
-    def __radd__(self, other): return OPERATORS["__add__"](other, self)
-    def __sub__(self, other): return OPERATORS["__sub__"](self, other)
-    def __rsub__(self, other): return OPERATORS["__sub__"](other, self)
-    def __mul__(self, other): return OPERATORS["__mul__"](self, other)
-    def __rmul__(self, other): return OPERATORS["__mul__"](other, self)
-    def __truediv__(self, other): return OPERATORS["__truediv__"](self, other)
-    def __rtruediv__(self, other): return OPERATORS["__truediv__"](other, self)
-    def __pow__(self, other, modulus): return OPERATORS["__pow__"](self, other)
-    def __rpow__(self, other, modulus): return OPERATORS["__pow__"](other, self)
+    def __add__(self, other): return operate("__add__", self, other)
+    def __radd__(self, other): return operate("__add__", other, self)
+    def __sub__(self, other): return operate("__sub__", self, other)
+    def __rsub__(self, other): return operate("__sub__", other, self)
+    def __mul__(self, other): return operate("__mul__", self, other)
+    def __rmul__(self, other): return operate("__mul__", other, self)
+    def __truediv__(self, other): return operate("__truediv__", self, other)
+    def __rtruediv__(self, other): return operate("__truediv__", other, self)
+    def __pow__(self, other, modulus): return operate("__pow__", self, other)
+    def __rpow__(self, other, modulus): return operate("__pow__", other, self)
     def __matmul__(self, other): return OPERATORS["__matmul__"](self, other)
     def __rmatmul__(self, other): return OPERATORS["__matmul__"](other, self)
-    def __neg__(self): return OPERATORS["__neg__"](self)
+    def __neg__(self): return operate_alone("__neg__", self)
     def __pos__(self): return self
-    def __abs__(self): return OPERATORS["__abs__"](self)
-    def __lt__(self, other): return OPERATORS["__lt__"](self, other)
-    def __le__(self, other): return OPERATORS["__le__"](self, other)
-    def __gt__(self, other): return OPERATORS["__gt__"](self, other)
-    def __ge__(self, other): return OPERATORS["__ge__"](self, other)
-    def __eq__(self, other): return OPERATORS["__eq__"](self, other)
-    def __ne__(self, other): return OPERATORS["__ne__"](self, other)
+    def __abs__(self): return operate_alone("__abs__", self)
+    def __lt__(self, other): return operate("__lt__", self, other)
+    def __le__(self, other): return operate("__le__", self, other)
+    def __gt__(self, other): return operate("__gt__", self, other)
+    def __ge__(self, other): return operate("__ge__", self, other)
+    def __eq__(self, other): return operate("__eq__", self, other)
+    def __ne__(self, other): return operate("__ne__", self, other)
     def __getitem__(self, index): return OPERATORS["__getitem__"](self, index)
 
 
@@ -877,6 +954,10 @@ def tensor(data, dtype=None, bint requires_grad=False, name=None):
     elements. TypeError: integers with requires_grad. ValueError: lists of uneven lengths.
     """
     plain = not isinstance(data, (Tensor, np.ndarray, np.generic))
+    if recording() and not requires_grad and isinstance(data, (Tensor, np.ndarray)):
+        copied = recorder().copied(data, dtype, name)
+        if copied is not None:
+            return copied
     if plain:
         _reject_mixture(data)
     array = np.array(data, order="C")
@@ -895,6 +976,20 @@ def tensor(data, dtype=None, bint requires_grad=False, name=None):
     if requires_grad:
         y.requires_grad = True
     return made_inside(y)
+
+
+cdef void looked_at(Tensor x):
+    """A recorded function makes a view of x: where x's memory is has to stay, and whether it requires a gradient."""
+    if recording() and not x.abstract:
+        recorder().looked[id(x)] = x
+
+
+cdef int refuse_leaked(Tensor x) except -1:
+    """A recorded tensor outside the function that it belongs to has no memory."""
+    if x.abstract and not recording():
+        raise staging_error("a recorded tensor is used outside its staged function",
+                            "return it, and use what the call returns; keep no tensor of a staged function elsewhere")
+    return 0
 
 
 cdef Tensor made_inside(Tensor y):

@@ -1,4 +1,6 @@
 """Arithmetic, powers, logarithms, comparisons and choice; element by element, broadcast."""
+import numpy as np
+
 from fastbp_ext.tensor import Tensor, tensor
 
 from .row import composite, elementwise
@@ -65,7 +67,7 @@ number_pow = elementwise("number_pow(x, y)", "z = x^y of numbers given to a stag
 
 
 def _is_number(x):
-    return type(x) in (int, float) or isinstance(x, Tensor) and x._weak
+    return isinstance(x, (int, float, np.floating, np.integer)) or isinstance(x, Tensor) and x._weak
 
 
 @composite(operator="**", boxed=False)
@@ -76,7 +78,7 @@ def pow(x, y):
     not positive.
     """
     if _is_number(y):
-        if _is_number(x):
+        if _is_number(x) and (isinstance(x, Tensor) or isinstance(y, Tensor)):
             return number_pow(x, y)
         if not isinstance(y, Tensor) and y == 2:
             return square(x)

@@ -9,7 +9,7 @@ import functools
 import inspect
 
 from fastbp_ext.gate import Gate
-from fastbp_ext.tensor import OPERATORS, add_method, set_group
+from fastbp_ext.tensor import OPERATORS, add_method, in_group
 
 GATES = {}      # name: the gate or composite; what fastbp exports, in the order of the README
 INTERNAL = {}   # gates that only gradients and composites use
@@ -110,12 +110,7 @@ def grouped(function, name=None):
 
     @functools.wraps(function)
     def call(*args, **kwargs):
-        group = Group(name)
-        group.parent = set_group(group)
-        try:
-            return function(*args, **kwargs)
-        finally:
-            set_group(group.parent)
+        return in_group(Group(name), function, args, kwargs)
     return call
 
 

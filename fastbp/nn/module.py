@@ -94,7 +94,7 @@ class Module:
             raise TypeError(f"{type(self).__name__}.{name} is a parameter or buffer: assign "
                             f"a {kind.__name__} or None, not {type(value).__name__}, or del it first")
         object.__setattr__(self, name, value)
-        if name == "training":
+        if name == "training" or name in self._buffers:
             touch()
 
     # --- what is in it

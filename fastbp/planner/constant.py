@@ -1,7 +1,6 @@
 """Pass: stages of nothing but constants are computed now."""
 from fastbp.gates.shape import copy
-from fastbp.tape import no_grad
-from fastbp_ext.tensor import view_of, with_recorder
+from fastbp_ext.tensor import no_grad, view_of, with_recorder
 
 _SMALL = 4096    # elements
 _FORMS = ("elementwise", "copy", "reduce", "convert")
@@ -13,13 +12,13 @@ def constant(plan):
     kept = []
     for stage in plan.stages:
         stage.inputs = tuple([_seen(t, known) for t in stage.inputs])
-        if stage.form == "elementwise":
-            stage.inputs = tuple([_dense(plan, t) for t in stage.inputs])
         if (stage.form in _FORMS and id(stage.outputs[0]) not in plan.fixed
                 and all(id(t._root) in plan.constants for t in stage.inputs)):
             y = known[id(stage.outputs[0])] = with_recorder(None, _value, stage)
             plan.constants[id(y)] = y
         else:
+            if stage.form == "elementwise":
+                stage.inputs = tuple([_dense(plan, t) for t in stage.inputs])
             kept.append(stage)
     plan.stages = kept
 

@@ -18,7 +18,7 @@ def fold(plan):
         if stage.form != "copy" or id(stage.outputs[0]) in plan.fixed:
             continue
         x, uses = stage.inputs[0], readers.get(id(stage.outputs[0]), [])
-        if not uses or len(uses) > 1 and not _repeats(x) or _changes(plan, x, n, uses[-1][0]):
+        if not uses or not x.size or len(uses) > 1 and not x._repeating or _changes(plan, x, n, uses[-1][0]):
             continue
         views = [_through(t, x) for _, _, t in uses]
         if all(v is not None and _walks(plan.stages[m], k, v) for (m, k, _), v in zip(uses, views, strict=True)):
@@ -30,13 +30,9 @@ def fold(plan):
     drop(plan, lambda stage: stage not in folded)
 
 
-def _repeats(x):
-    return any(step == 0 and size > 1 for step, size in zip(x.strides, x.shape, strict=True))
-
-
 def _changes(plan, x, start, stop):
-    """Whether a stage between two places changes memory that x may lie in."""
-    return not x._abstract and any(s.lasts and s.writes for s in plan.stages[start:stop])
+    """Whether a stage from one place to another, included, changes memory that x may lie in."""
+    return not x._abstract and any(s.lasts and s.writes for s in plan.stages[start:stop + 1])
 
 
 def _through(t, x):
@@ -80,7 +76,7 @@ def _through(t, x):
 
 def _walks(stage, k, x):
     """Whether input k of a stage can be read as x lies; these are the rules of fastbp_ext/lower.pyx."""
-    if stage.form in ("elementwise", "convert", "copy", "join", "place", "reduce", "reduce one", "assign", "call"):
+    if stage.form in ("elementwise", "convert", "copy", "join", "place", "reduce", "reduce one", "assign"):
         return True
     if stage.form == "product":
         return any(x.shape[d] == 1 or x.strides[d] == x.dtype.itemsize for d in (-2, -1))

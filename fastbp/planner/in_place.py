@@ -29,11 +29,7 @@ def _dies_here(plan, x, last, n):
 def _fits(y, x):
     """x shows all of its memory as y shows its own, element for element."""
     return (x.dtype == y.dtype and x.shape == y.shape and x.strides == y.strides
-            and x._root.size == x.size and not _repeats(x))
-
-
-def _repeats(x):
-    return any(step == 0 and size > 1 for step, size in zip(x.strides, x.shape, strict=True))
+            and x._root.size == x.size and not x._repeating)
 
 
 def _same_view(a, b):

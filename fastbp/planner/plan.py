@@ -82,6 +82,7 @@ class Plan:
                 stage.undoes = by_id.get(id(undone)) or reader.get(id(undone))
         self.inputs = list(recording.inputs)
         self.results = list(recording.results)
+        self.looked = list(recording.looked.values())
         self.constants = dict(recording.made)    # id: a captured tensor that nobody else can change
         self.shares = {}
         self.tiled = {}     # id of a tensor whose values live for a tile of a group only: its group
@@ -98,5 +99,6 @@ class Plan:
         return root if root._abstract else None
 
     def captured(self):
-        """The tensors of others that the stages touch, each once."""
-        return list({id(t): t for s in self.stages for t in (*s.outputs, *s.inputs) if not t._abstract}.values())
+        """The tensors of others that the stages touch or look at, each once."""
+        found = {id(t): t for s in self.stages for t in (*s.outputs, *s.inputs) if not t._abstract}
+        return list((found | {id(t): t for t in self.looked if id(t._root) not in self.constants}).values())

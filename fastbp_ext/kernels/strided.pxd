@@ -175,6 +175,13 @@ cdef inline void widen(char** p, Py_ssize_t n, const double* c) noexcept nogil:
         (<double*> p[0])[i] = (<float*> p[1])[i]
 
 
+cdef inline void count(char** p, Py_ssize_t n, const double* c) noexcept nogil:
+    """y = 1 where x holds, else 0; double from bool."""
+    cdef Py_ssize_t i
+    for i in range(n):
+        (<double*> p[0])[i] = (<uint8_t*> p[1])[i] != 0
+
+
 # --- comparisons of int64
 
 ctypedef bint (*int_comparison)(int64_t x, int64_t y) noexcept nogil
@@ -243,7 +250,7 @@ cdef inline dict strided_kernels():
         "direct": <size_t> &elementwise_direct, "strided": <size_t> &elementwise_strided,
         "rows": <size_t> &elementwise_rows,
         "copy1": <size_t> &copy1, "copy2": <size_t> &copy2,
-        "narrow": <size_t> &narrow, "widen": <size_t> &widen,
+        "narrow": <size_t> &narrow, "widen": <size_t> &widen, "count": <size_t> &count,
         "copy4": <size_t> &copy4, "copy8": <size_t> &copy8, "take": <size_t> &take,
         "adam_clock": <size_t> &adam_clock,
         "lt": <size_t> &lt_int, "le": <size_t> &le_int, "gt": <size_t> &gt_int,
