@@ -12,8 +12,18 @@ class Gate:
     constants: dict[str, float]
     differentiable: bool
     variadic: bool
+    kernel: str | None
+    averages: bool
     def __init__(self, name: str, formula: str, *, form: str, inputs: Any, vjp: Any, **options: Any) -> None: ...
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor: ...
+
+class Blocks:
+    form: str
+    def __init__(self, gate: Gate) -> None: ...
+
+class Combine:
+    form: str
+    def __init__(self, gate: Gate, count: float) -> None: ...
 
 class Assign:
     form: str

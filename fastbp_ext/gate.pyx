@@ -8,8 +8,8 @@ from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, u
 from libc.string cimport memset
 
 from fastbp_ext.abi cimport FB_CONSTANTS, FB_OPERANDS
-from fastbp_ext.lower cimport (lower_copy, lower_elementwise, lower_product, lower_reduce, lower_rows,
-                               lower_scatter, lower_state, lower_take)
+from fastbp_ext.lower cimport (lower_blocks, lower_combine, lower_copy, lower_elementwise, lower_product, lower_reduce,
+                               lower_rows, lower_scatter, lower_state, lower_take)
 from fastbp_ext.program cimport Executor, now
 from fastbp_ext.tensor cimport (BOOL, FLOAT32, FLOAT64, INT8, INT16, INT32, INT64, MAX_DIMS, UINT8, UINT16, UINT64,
                                 Dtype, Tensor, as_python, blank, blank_like, dtype_name, give_memory, grad_enabled,
@@ -267,7 +267,8 @@ cdef class Gate:
     cdef bint compares               # integers are welcome too
     cdef int first                   # inputs before this one are not floats of the common dtype
     cdef bint any_dtype
-    cdef bint averages               # a reduction that divides by the number of elements
+    cdef readonly str kernel         # its name, or None
+    cdef readonly bint averages      # a reduction that divides by the number of elements
     cdef bint of_none                # a reduction that has a value for no elements
     cdef readonly bint variadic      # any number of inputs: the vjp is told `which`
     cdef void* kernels[3]            # for float32, float64, int64
@@ -291,6 +292,7 @@ cdef class Gate:
         self.variadic = self.loop == JOIN or self.loop == CUSTOM
         self.any_dtype = any_dtype
         self.averages = averages
+        self.kernel = kernel
         self.of_none = of_none
         for k, dtype in enumerate(("float32", "float64", "int64")):
             self.kernels[k] = <void*> <size_t> TABLE[dtype].get(kernel, 0)
@@ -784,6 +786,34 @@ cdef class Update:
             self.lower_to(now, self.outputs, self.inputs)
         for x in self.outputs:
             x._changed()    # while recording too: a backward after it is refused as it is gate by gate
+
+
+class Blocks:
+    """The first step of a reduction over all of x: partial[b] = the fold of block b of x, 1,024 elements each."""
+    form = "blocks"
+
+    def __init__(self, Gate gate):
+        self.gate, self.name = gate, f"{gate.name}_blocks"
+
+    def lower_to(self, Executor to, tuple outputs, tuple inputs, params):
+        """Hand the instruction to a program."""
+        cdef Tensor x = <Tensor> inputs[0]
+        lower_blocks(to, <void*> <size_t> TABLE[dtype_name(x.kind)][self.gate.kernel + "_blocks"],
+                     <Tensor> outputs[0], x)
+
+
+class Combine:
+    """The second step: y = the fold of the blocks' results, divided by `count`."""
+    form = "combine"
+
+    def __init__(self, Gate gate, count):
+        self.gate, self.name, self.count = gate, gate.name, count
+
+    def lower_to(self, Executor to, tuple outputs, tuple inputs, params):
+        """Hand the instruction to a program."""
+        cdef Tensor x = <Tensor> inputs[0]
+        lower_combine(to, <void*> <size_t> TABLE[dtype_name(x.kind)][self.gate.kernel + "_combine"],
+                      <Tensor> outputs[0], x, self.count)
 
 
 class Assign:

@@ -4,7 +4,7 @@ Operands are the tensors themselves, outputs first. Shapes were checked before: 
 can fail. Dimensions that lie one behind the other in every operand are joined, so that most
 instructions have one dimension, or two.
 """
-from fastbp_ext.abi cimport FB_CONSTANTS, FB_OPERANDS, FB_TILE, fb_inner, fb_instruction, fb_run
+from fastbp_ext.abi cimport FB_CONSTANTS, FB_FUSED, FB_OPERANDS, FB_TILE, fb_inner, fb_instruction, fb_run
 from fastbp_ext.program cimport Executor
 from fastbp_ext.tensor cimport MAX_DIMS, Tensor, item_size
 
@@ -189,6 +189,47 @@ cdef int lower_reduce(Executor to, void* kernel, Tensor y, Tensor x, object axes
             if average:
                 i.c[0] *= x.dims[d]
     i.ndim = i.kept + join(&i, i.kept, at)
+    return to.put(&i, operands)
+
+
+cdef int lower_blocks(Executor to, void* kernel, Tensor y, Tensor x) except -1:
+    """y[b] = fold of block b of x, which is in C order."""
+    cdef fb_instruction i
+    cdef void* operands[2]
+    operands[0] = <void*> y
+    operands[1] = <void*> x
+    i.operands = 2
+    i.outputs = 1
+    i.kept = 0
+    i.ndim = 1
+    i.run = <fb_run> kernel
+    i.units = i.work = i.shape[0] = x.count
+    i.grain = FB_FUSED
+    set_operand(&i, 0, y)
+    set_operand(&i, 1, x)
+    i.stride[0][0] = 0
+    i.stride[1][0] = i.itemsize[1]
+    return to.put(&i, operands)
+
+
+cdef int lower_combine(Executor to, void* kernel, Tensor y, Tensor x, double count) except -1:
+    """y = fold of the blocks' results x, divided by count."""
+    cdef fb_instruction i
+    cdef void* operands[2]
+    operands[0] = <void*> y
+    operands[1] = <void*> x
+    i.operands = 2
+    i.outputs = 1
+    i.kept = 0
+    i.ndim = 1
+    i.run = <fb_run> kernel
+    i.units = i.grain = 1
+    i.work = i.shape[0] = x.count
+    i.c[0] = count
+    set_operand(&i, 0, y)
+    set_operand(&i, 1, x)
+    i.stride[0][0] = 0
+    i.stride[1][0] = i.itemsize[1]
     return to.put(&i, operands)
 
 

@@ -50,6 +50,12 @@ def overwritten(x):
     return (fb.relu(h + 1.0) * h).sum()
 
 
+def total(x):
+    """split: a sum over more than a tile comes as its blocks, and their sum."""
+    y = fb.broadcast_to(x, (30, 3, 20)) * 2.0
+    return y.mean(), (y * y).max()
+
+
 def between(x):
     """postpone: the sum waits until the elementwise stages around it are together."""
     y = fb.broadcast_to(x, (30, 3, 20)) * 2.0
@@ -63,8 +69,8 @@ def chains(x):
     return fb.value_and_grad(lambda t: (fb.tanh(t * x[0, 0] + wide[7]) * t).sum())(wide)
 
 
-PROGRAMS = {"dead": unused, "constant": constants, "fold": reshaped, "postpone": between, "in_place": overwritten,
-            "fuse": chains}
+PROGRAMS = {"dead": unused, "constant": constants, "fold": reshaped, "split": total, "postpone": between,
+            "in_place": overwritten, "fuse": chains}
 
 
 def test_every_pass_has_a_program():
@@ -81,7 +87,9 @@ def test_a_pass_fires_and_its_program_is_golden(name, monkeypatch):
     listing = str(with_it.stages())
     assert listing != str(without.stages())
     golden(f"{name}.txt", listing)
-    if name == "in_place":
+    if name == "split":
+        assert {"blocks", "combine"} <= {s.form for s in plan_of(with_it).stages}
+    elif name == "in_place":
         assert plan_of(with_it).shares and not plan_of(without).shares
     elif name == "fuse":
         assert plan_of(with_it).tiled and not plan_of(without).tiled
@@ -297,6 +305,18 @@ def test_chunks_may_run_in_any_order(name, k, order):
         assert same_bits(t, expected)
     if case.elementwise:
         assert max(program.chunks) > 1
+
+
+@pytest.mark.parametrize("size", [1025, 2048, 5000, 70_001])
+@pytest.mark.parametrize("name", ["sum", "mean", "max", "min", "prod"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_reductions_of_any_size_in_two_steps(name, size, dtype):
+    x = fb.tensor(np.random.default_rng(size).uniform(0.99, 1.01, size).astype(dtype))
+    f = fb.staged(lambda x: (getattr(fb, name)(x), getattr(fb.tanh(x), name)(keepdims=True)))
+    assert_same(f(x), f.eager(x))
+    assert {"blocks", "combine"} <= {s.form for s in plan_of(f).stages}
+    x.numpy()[size // 2] = np.nan
+    assert_same(f(x), f.eager(x))
 
 
 def test_large_products_reductions_and_rows_come_in_chunks():

@@ -9,12 +9,13 @@ from fastbp.planner.arena import bytes_of, lay_out, lives
 from fastbp.planner.constant import constant
 from fastbp.planner.dead import dead
 from fastbp.planner.fold import fold
-from fastbp.planner.fuse import fuse, postpone
+from fastbp.planner.fuse import fuse, postpone, split
 from fastbp.planner.in_place import in_place
 from fastbp.planner.plan import Plan
 from fastbp.planner.verify import verify
 
-PASSES = {"dead": dead, "constant": constant, "fold": fold, "postpone": postpone, "in_place": in_place, "fuse": fuse}
+PASSES = {"dead": dead, "constant": constant, "fold": fold, "split": split, "postpone": postpone,
+          "in_place": in_place, "fuse": fuse}
 
 
 def plan(recording):

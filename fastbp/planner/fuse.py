@@ -1,6 +1,24 @@
 """Passes: elementwise stages one behind the other run together, tile by tile, so that values stay in the L1 cache."""
 from fastbp.planner.arena import TILE, group_ends, lives
-from fastbp.planner.plan import Group
+from fastbp.planner.plan import Group, Stage
+from fastbp_ext.gate import Blocks, Combine
+from fastbp_ext.tensor import abstract_tensor
+
+
+def split(plan):
+    """A reduction over all of a large tensor is one of its blocks, which can join a group, and one of their results."""
+    stages = []
+    for stage in plan.stages:
+        x, y = stage.inputs[0] if stage.inputs else None, stage.outputs[0] if stage.outputs else None
+        if stage.form == "reduce" and y.size == 1 and x.size > TILE and x.is_contiguous:
+            partial = abstract_tensor((-(-x.size // TILE),), x.dtype)
+            stages.append(Stage.made(Blocks(stage.what), (partial,), (x,), stage.undoes))
+            stage.what, stage.inputs = Combine(stage.what, x.size if stage.what.averages else 1.0), (partial,)
+        stages.append(stage)
+    plan.stages = stages
+
+
+_PATIENT = ("elementwise", "blocks", "reduce", "combine", "view")
 
 
 def postpone(plan):
@@ -8,10 +26,10 @@ def postpone(plan):
     stages, waiting, results = [], [], set()
     for stage in plan.stages:
         needed = any(id(t._root) in results for t in stage.inputs)
-        if waiting and (needed or stage.form not in ("elementwise", "reduce", "view")):
+        if waiting and (needed and stage.form != "combine" or stage.form not in _PATIENT):
             stages += waiting
             waiting, results = [], set()
-        if stage.form == "reduce":
+        if stage.form in ("reduce", "combine"):
             waiting.append(stage)
             results.add(id(stage.outputs[0]))
         else:
@@ -27,7 +45,7 @@ def fuse(plan):
             views.append(stage)
             continue
         if group is None or not _joins(plan, group, stage):
-            group = Group(stage.outputs[0].size if stage.outputs else 0)
+            group = Group(stage.outputs[0].size if stage.outputs and stage.form == "elementwise" else 0)
             views = []
             if group.size <= TILE or not _joins(plan, group, stage):
                 group = None
@@ -35,7 +53,8 @@ def fuse(plan):
             groups.append(group)
         group.stages += [*views, stage]
         views = []
-        group.written.add(id(plan.owner(stage.outputs[0])))
+        if stage.form == "elementwise":
+            group.written.add(id(plan.owner(stage.outputs[0])))
         group.elsewhere.update(id(plan.owner(t)) for t in stage.inputs
                                if plan.owner(t) is not None and not _is_whole(group, t))
     for group in groups:
@@ -52,6 +71,8 @@ def _is_whole(group, t):
 
 def _joins(plan, group, stage):
     """Whether a stage may run with the group: no memory that they write is read at another place."""
+    if stage.form == "blocks":
+        return _is_whole(group, stage.inputs[0])
     if stage.form != "elementwise" or not _is_whole(group, stage.outputs[0]):
         return False
     written = group.written | {id(plan.owner(stage.outputs[0]))}

@@ -20,6 +20,14 @@ class Stage:
         self.undoes = None
         self.group = None    # the Group that it runs in
 
+    @classmethod
+    def made(cls, what, outputs, inputs, undoes):
+        """A stage that a pass makes."""
+        self = cls.__new__(cls)
+        self.what, self.outputs, self.inputs, self.params = what, outputs, inputs, None
+        self.undoes, self.group = undoes, None
+        return self
+
     @property
     def name(self):
         return self.what.name

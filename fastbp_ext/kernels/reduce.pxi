@@ -270,6 +270,61 @@ cdef inline void reduce(const fb_instruction* i, Py_ssize_t start, Py_ssize_t st
         reduce_rows(i, start, stop, identity, f)
 
 
+# --- all elements in two steps: the blocks, which may go to any thread or run tile by tile with
+# what made the elements, and then the results of the blocks
+
+cdef inline void blocks(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop, real identity,
+                        fold f) noexcept nogil:
+    """y[b] = fold of block b of x, for elements start .. stop; start is a multiple of SUM_BLOCK."""
+    cdef real* y = <real*> i.p[0] + start // SUM_BLOCK
+    cdef const real* x = <const real*> i.p[1] + (0 if i.tile[1] else start)
+    while start < stop:
+        y[0] = fold_block(x, min(stop - start, <Py_ssize_t> SUM_BLOCK), identity, f)
+        y += 1
+        x += SUM_BLOCK
+        start += SUM_BLOCK
+
+
+cdef inline void combine(const fb_instruction* i, real identity, fold f) noexcept nogil:
+    """y = the blocks' results x, in the order of every sum, divided by c[0]."""
+    cdef real level[SUM_LEVELS]
+    cdef const real* x = <const real*> i.p[1]
+    cdef Py_ssize_t b
+    cdef int top = 0
+    for b in range(i.shape[0]):
+        level[top] = x[b]
+        top = carry(level, 1, b, 1, f)
+    while top > 1:
+        fold_into(level + top - 2, level + top - 1, 1, f)
+        top -= 1
+    (<real*> i.p[0])[0] = level[0] / <real> i.c[0]
+
+
+cdef inline void sum_blocks(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
+    blocks(i, start, stop, 0, fold_sum)
+
+cdef inline void prod_blocks(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
+    blocks(i, start, stop, 1, fold_prod)
+
+cdef inline void max_blocks(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
+    blocks(i, start, stop, -INFINITY, fold_max)
+
+cdef inline void min_blocks(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
+    blocks(i, start, stop, INFINITY, fold_min)
+
+cdef inline void sum_combine(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
+    combine(i, 0, fold_sum)
+
+cdef inline void prod_combine(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
+    combine(i, 1, fold_prod)
+
+cdef inline void max_combine(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
+    combine(i, -INFINITY, fold_max)
+
+cdef inline void min_combine(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
+    combine(i, INFINITY, fold_min)
+
+
 cdef inline void reduce_sum(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
     reduce(i, start, stop, 0, fold_sum)
 
@@ -318,4 +373,8 @@ cdef inline dict reduce_kernels():
     return {
         "sum": <size_t> &reduce_sum, "prod": <size_t> &reduce_prod, "max": <size_t> &reduce_max,
         "min": <size_t> &reduce_min, "argmax": <size_t> &argmax, "argmin": <size_t> &argmin,
+        "sum_blocks": <size_t> &sum_blocks, "prod_blocks": <size_t> &prod_blocks,
+        "max_blocks": <size_t> &max_blocks, "min_blocks": <size_t> &min_blocks,
+        "sum_combine": <size_t> &sum_combine, "prod_combine": <size_t> &prod_combine,
+        "max_combine": <size_t> &max_combine, "min_combine": <size_t> &min_combine,
     }
