@@ -327,6 +327,7 @@ INTERRUPTED = """
     import fastbp as fb
     from fastbp import data, nn, optim
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)    # a shell may start its jobs with the signal ignored
     X, y = data.load_digits()
     X, y = X[:320], y[:320]
 
