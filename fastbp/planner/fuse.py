@@ -26,7 +26,7 @@ def postpone(plan):
     stages, waiting, results = [], [], set()
     for stage in plan.stages:
         needed = any(id(t._root) in results for t in stage.inputs)
-        if waiting and (needed and stage.form != "combine" or stage.form not in _PATIENT):
+        if waiting and (needed or stage.form not in _PATIENT):
             stages += waiting
             waiting, results = [], set()
         if stage.form in ("reduce", "combine"):
