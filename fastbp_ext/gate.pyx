@@ -8,8 +8,8 @@ from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, u
 from libc.string cimport memset
 
 from fastbp_ext.abi cimport FB_CONSTANTS, FB_OPERANDS
-from fastbp_ext.lower cimport (lower_blocks, lower_combine, lower_copy, lower_elementwise, lower_product, lower_reduce,
-                               lower_rows, lower_scatter, lower_state, lower_take)
+from fastbp_ext.lower cimport (lower_copy, lower_elementwise, lower_fold, lower_product, lower_reduce, lower_rows,
+                               lower_scatter, lower_state, lower_take)
 from fastbp_ext.program cimport Executor, now
 from fastbp_ext.tensor cimport (BOOL, FLOAT32, FLOAT64, INT8, INT16, INT32, INT64, MAX_DIMS, UINT8, UINT16, UINT64,
                                 Dtype, Tensor, as_python, blank, blank_like, dtype_name, give_memory, grad_enabled,
@@ -798,8 +798,8 @@ class Blocks:
     def lower_to(self, Executor to, tuple outputs, tuple inputs, params):
         """Hand the instruction to a program."""
         cdef Tensor x = <Tensor> inputs[0]
-        lower_blocks(to, <void*> <size_t> TABLE[dtype_name(x.kind)][self.gate.kernel + "_blocks"],
-                     <Tensor> outputs[0], x)
+        lower_fold(to, <void*> <size_t> TABLE[dtype_name(x.kind)][self.gate.kernel + "_blocks"],
+                   <Tensor> outputs[0], x, True, 1)
 
 
 class Combine:
@@ -812,8 +812,8 @@ class Combine:
     def lower_to(self, Executor to, tuple outputs, tuple inputs, params):
         """Hand the instruction to a program."""
         cdef Tensor x = <Tensor> inputs[0]
-        lower_combine(to, <void*> <size_t> TABLE[dtype_name(x.kind)][self.gate.kernel + "_combine"],
-                      <Tensor> outputs[0], x, self.count)
+        lower_fold(to, <void*> <size_t> TABLE[dtype_name(x.kind)][self.gate.kernel + "_combine"],
+                   <Tensor> outputs[0], x, False, self.count)
 
 
 class Assign:

@@ -192,8 +192,8 @@ cdef int lower_reduce(Executor to, void* kernel, Tensor y, Tensor x, object axes
     return to.put(&i, operands)
 
 
-cdef int lower_blocks(Executor to, void* kernel, Tensor y, Tensor x) except -1:
-    """y[b] = fold of block b of x, which is in C order."""
+cdef int lower_fold(Executor to, void* kernel, Tensor y, Tensor x, bint blocks, double count) except -1:
+    """y[b] = fold of block b of x, in C order; or, from such, y = the fold of all of them divided by count."""
     cdef fb_instruction i
     cdef void* operands[2]
     operands[0] = <void*> y
@@ -203,28 +203,9 @@ cdef int lower_blocks(Executor to, void* kernel, Tensor y, Tensor x) except -1:
     i.kept = 0
     i.ndim = 1
     i.run = <fb_run> kernel
-    i.units = i.work = i.shape[0] = x.count
-    i.grain = FB_FUSED
-    set_operand(&i, 0, y)
-    set_operand(&i, 1, x)
-    i.stride[0][0] = 0
-    i.stride[1][0] = i.itemsize[1]
-    return to.put(&i, operands)
-
-
-cdef int lower_combine(Executor to, void* kernel, Tensor y, Tensor x, double count) except -1:
-    """y = fold of the blocks' results x, divided by count."""
-    cdef fb_instruction i
-    cdef void* operands[2]
-    operands[0] = <void*> y
-    operands[1] = <void*> x
-    i.operands = 2
-    i.outputs = 1
-    i.kept = 0
-    i.ndim = 1
-    i.run = <fb_run> kernel
-    i.units = i.grain = 1
     i.work = i.shape[0] = x.count
+    i.units = x.count if blocks else 1
+    i.grain = FB_FUSED if blocks else 1
     i.c[0] = count
     set_operand(&i, 0, y)
     set_operand(&i, 1, x)
