@@ -214,9 +214,19 @@ cdef inline void cross_entropy(const fb_instruction* i, Py_ssize_t start, Py_ssi
         row_of(i, 0, b)[0] = log_one(sum_exp(x, n, m)) + (m - x[label])
 
 
+cdef inline void scale_row(real* dx, Py_ssize_t n, real s, real dy, int64_t label) noexcept nogil:
+    """dx = dy (dx / s - I_label)"""
+    cdef Py_ssize_t j = 0
+    cdef real chosen = dy * (dx[label] / s - 1)
+    while j < n:
+        store(dx + j, splat(dy) * (load(dx + j, n - j) / splat(s)), n - j)
+        j += LANES
+    dx[label] = chosen
+
+
 cdef inline void cross_entropy_grad(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
     """dx[b] = dy[b] (S - I_label), 0 where the label is c[0]; p: dx, dy, x, labels."""
-    cdef Py_ssize_t b, j, n = i.shape[1]
+    cdef Py_ssize_t b, n = i.shape[1]
     cdef int64_t ignored = <int64_t> i.c[0], label
     cdef real* x
     cdef real* dx
@@ -233,15 +243,7 @@ cdef inline void cross_entropy_grad(const fb_instruction* i, Py_ssize_t start, P
         dy = row_of(i, 1, b)[0]
         x = row_of(i, 2, b)
         s = exp_row(dx, x, n, row_max(x, n))
-        j = 0
-        while j < n:
-            store(dx + j, load(dx + j, n - j) / splat(s), n - j)
-            j += LANES
-        dx[label] = dx[label] - 1
-        j = 0
-        while j < n:
-            store(dx + j, splat(dy) * load(dx + j, n - j), n - j)
-            j += LANES
+        scale_row(dx, n, s, dy, label)
 
 
 cdef inline dict softmax_kernels():
