@@ -434,7 +434,7 @@ cdef class Gate:
             for k in range(k, FB_CONSTANTS):
                 c[k] = 0
             if self.loop == ROWS:
-                return lower_rows(to, kernel, n, operands, c)
+                return lower_rows(to, kernel, 1, n, operands, c)
             return lower_elementwise(to, kernel, 1, 0, n, operands, c if self.constants else NULL)
         if self.loop == REDUCE or self.loop == REDUCE_ONE:
             return lower_reduce(to, kernel, y, x, params["axes"], self.averages)
@@ -786,6 +786,33 @@ cdef class Update:
             self.lower_to(now, self.outputs, self.inputs)
         for x in self.outputs:
             x._changed()    # while recording too: a backward after it is refused as it is gate by gate
+
+
+class Joint:
+    """A gate and its gradient in one sweep, where the gradient of the result is known beforehand.
+
+    outputs y, dx; inputs dy and those of the gate. It is an attribute of the gradient's row.
+    """
+    form = "joint"
+
+    def __init__(self, Gate forward, str kernel):
+        self.forward, self.kernel, self.name = forward, kernel, kernel
+
+    def lower_to(self, Executor to, tuple outputs, tuple inputs, params):
+        """Hand the instruction to a program."""
+        cdef void* operands[FB_OPERANDS]
+        cdef double c[FB_CONSTANTS]
+        cdef int n = 0, k = 0
+        for item in (*outputs, *inputs):
+            operands[n] = <void*> item
+            n += 1
+        for name in (<Gate> self.forward).constants:
+            c[k] = params[name]
+            k += 1
+        for k in range(k, FB_CONSTANTS):
+            c[k] = 0
+        lower_rows(to, <void*> <size_t> TABLE[dtype_name((<Tensor> outputs[0]).kind)][self.kernel], len(outputs), n,
+                   operands, c)
 
 
 class Blocks:

@@ -264,7 +264,7 @@ cdef Py_ssize_t row_step(Tensor x, int dimensions) noexcept:
     return 0
 
 
-cdef int lower_rows(Executor to, void* kernel, int n, void** operands, const double* c) except -1:
+cdef int lower_rows(Executor to, void* kernel, int outputs, int n, void** operands, const double* c) except -1:
     """Operands are matrices of the last dimension's rows, each contiguous, or one value for each row.
 
     The largest operand says which: the space is (rows, its last dimension). Rows, and values
@@ -281,7 +281,7 @@ cdef int lower_rows(Executor to, void* kernel, int n, void** operands, const dou
     for k in range(x.rank - 1):
         rows *= x.dims[k]
     i.operands = n
-    i.outputs = 1
+    i.outputs = outputs
     i.kept = 0
     i.ndim = 2
     i.run = <fb_run> kernel

@@ -50,6 +50,11 @@ def overwritten(x):
     return (fb.relu(h + 1.0) * h).sum()
 
 
+def classified(x):
+    """join: cross-entropy and its gradient share what they compute, as the gradient of the mean is known."""
+    return fb.value_and_grad(lambda t: fb.cross_entropy(t * 2.0, np.array([3, 1, 19])))(x)
+
+
 def total(x):
     """split: a sum over more than a tile comes as its blocks, and their sum."""
     y = fb.broadcast_to(x, (30, 3, 20)) * 2.0
@@ -69,8 +74,8 @@ def chains(x):
     return fb.value_and_grad(lambda t: (fb.tanh(t * x[0, 0] + wide[7]) * t).sum())(wide)
 
 
-PROGRAMS = {"dead": unused, "constant": constants, "fold": reshaped, "split": total, "postpone": between,
-            "in_place": overwritten, "fuse": chains}
+PROGRAMS = {"dead": unused, "constant": constants, "fold": reshaped, "join": classified, "split": total,
+            "postpone": between, "in_place": overwritten, "fuse": chains}
 
 
 def test_every_pass_has_a_program():
@@ -305,6 +310,33 @@ def test_chunks_may_run_in_any_order(name, k, order):
         assert same_bits(t, expected)
     if case.elementwise:
         assert max(program.chunks) > 1
+
+
+@pytest.mark.parametrize("classes", [1, 2, 7, 16, 17, 40, 1500])
+@pytest.mark.parametrize("rows", [1, 5, 16, 33])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_cross_entropy_and_its_gradient_in_one_sweep(classes, rows, dtype):
+    """The bits of the two apart; ignored labels, NaN and infinities too; one of many rows is as one alone."""
+    x = fb.randn(rows, classes, dtype=dtype, rng=classes)
+    labels = np.arange(rows) % classes
+    for reduction in ("mean", "sum"):
+        f = fb.staged(fb.value_and_grad(lambda t, y, how=reduction: fb.cross_entropy(t, y, reduction=how)))
+        assert_same(f(x, labels), f.eager(x, labels))
+        assert [s.name for s in plan_of(f).stages].count("cross_entropy_both") == 1
+        odd = x.numpy().copy()
+        odd[rows // 2, classes // 2] = np.nan
+        odd[-1, 0] = np.inf
+        assert_same(f(odd, labels), f.eager(odd, labels))
+        some = np.where(np.arange(rows) % 3 == 1, -100, labels)
+        g = fb.staged(fb.value_and_grad(lambda t, y: fb.cross_entropy(t, y, reduction="sum")))
+        assert_same(g(x, some), g.eager(x, some))
+    whole = fb.grad(lambda t: fb.cross_entropy(t, labels, reduction="sum"))(x)
+    one = fb.grad(lambda t: fb.cross_entropy(t, labels[-1:], reduction="sum"))(x[rows - 1:])
+    assert same_bits(whole[rows - 1:], one)
+    values = fb.cross_entropy(x, labels, reduction="none").numpy()
+    powers = np.exp(x.numpy().astype(np.float64))
+    expected = -np.log(powers / powers.sum(1, keepdims=True))
+    np.testing.assert_allclose(values, expected[np.arange(rows), labels], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("size", [1025, 2048, 5000, 70_001])

@@ -5,7 +5,7 @@ import numpy as np
 
 from fastbp.create import full
 from fastbp.errors import ShapeError, error
-from fastbp_ext.gate import as_index, tensors_of
+from fastbp_ext.gate import Joint, as_index, tensors_of
 from fastbp_ext.tensor import Tensor, from_numpy, tensor
 
 from .activation import relu, softplus
@@ -100,6 +100,9 @@ def cross_entropy_rows(x, labels, ignored):
 def cross_entropy_grad(dy, x, labels, ignored):
     """dx[i] = dy[i] (S - I_y), S the softmax of x[i]; 0 for ignored labels"""
     return x.shape, {"ignored": ignored}
+
+
+cross_entropy_grad.joint = Joint(cross_entropy_rows, "cross_entropy_both")
 
 
 def _softmax_vjp(g, x, labels, ignored):

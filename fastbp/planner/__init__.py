@@ -11,11 +11,12 @@ from fastbp.planner.dead import dead
 from fastbp.planner.fold import fold
 from fastbp.planner.fuse import fuse, postpone, split
 from fastbp.planner.in_place import in_place
+from fastbp.planner.join import join
 from fastbp.planner.plan import Plan
 from fastbp.planner.verify import verify
 
-PASSES = {"dead": dead, "constant": constant, "fold": fold, "split": split, "postpone": postpone,
-          "in_place": in_place, "fuse": fuse}
+PASSES = {"dead": dead, "constant": constant, "fold": fold, "join": join, "split": split,
+          "postpone": postpone, "in_place": in_place, "fuse": fuse}
 
 
 def plan(recording):

@@ -146,50 +146,65 @@ cdef inline vec exp_few(vec* x, Py_ssize_t n, vec* most) noexcept nogil:
     return fold_16(lane, fold_sum)
 
 
-cdef inline void cross_entropy_few(const fb_instruction* i, Py_ssize_t b, Py_ssize_t stop) noexcept nogil:
-    cdef vec x[SUM_LANES]
-    cdef vec most, y
+cdef inline void loss_few(const fb_instruction* i, int x, int labels, vec s, vec most, Py_ssize_t b,
+                          Py_ssize_t rows) noexcept nogil:
+    """y = log s + most - x[label], 0 where the label is c[0]; y is operand 0, x and labels have these numbers."""
+    cdef vec y
     cdef real chosen[LANES]
     cdef real kept[LANES]
-    cdef Py_ssize_t n = i.shape[1], rows, r
+    cdef Py_ssize_t r
     cdef int64_t ignored = <int64_t> i.c[0], label
+    for r in range(LANES):
+        label = (<const int64_t*> i.p[labels])[b + r] if r < rows else ignored
+        kept[r] = label != ignored
+        chosen[r] = row_of(i, x, b + r)[label] if label != ignored else 0
+    y = select(eq(load_all(kept), splat(0)), splat(0), log(s) + (most - load_all(chosen)))
+    if i.stride[0][0] == sizeof(real):
+        store(row_of(i, 0, b), y, rows)
+    else:
+        store_all(chosen, y)
+        for r in range(rows):
+            row_of(i, 0, b + r)[0] = chosen[r]
+
+
+cdef inline void cross_entropy_few(const fb_instruction* i, Py_ssize_t b, Py_ssize_t stop) noexcept nogil:
+    cdef vec x[SUM_LANES]
+    cdef vec most, s
+    cdef Py_ssize_t rows
     while b < stop:
         rows = min(stop - b, <Py_ssize_t> LANES)
-        for r in range(LANES):
-            label = (<const int64_t*> i.p[2])[b + r] if r < rows else ignored
-            kept[r] = label != ignored
-            chosen[r] = row_of(i, 1, b + r)[label] if label != ignored else 0
         turn_rows(x, i, 1, b, rows)
-        y = log(exp_few(x, n, &most))
-        y = select(eq(load_all(kept), splat(0)), splat(0), y + (most - load_all(chosen)))
-        if i.stride[0][0] == sizeof(real):
-            store(row_of(i, 0, b), y, rows)
-        else:
-            store_all(chosen, y)
-            for r in range(rows):
-                row_of(i, 0, b + r)[0] = chosen[r]
+        s = exp_few(x, i.shape[1], &most)
+        loss_few(i, 1, 2, s, most, b, rows)
         b += LANES
+
+
+cdef inline void scale_few(const fb_instruction* i, int first, vec* x, vec s, Py_ssize_t b,
+                           Py_ssize_t rows) noexcept nogil:
+    """dx = dy (x / s - I_label), 0 where the label is c[0]; the operands dx, dy, x, labels begin at number `first`."""
+    cdef vec dys, labels
+    cdef real dy[LANES]
+    cdef real label[LANES]
+    cdef Py_ssize_t n = i.shape[1], r, c
+    for r in range(LANES):
+        label[r] = <real> (<const int64_t*> i.p[first + 3])[b + r] if r < rows else 0
+        dy[r] = row_of(i, first + 1, b + r)[0] if r < rows else 0
+    dys, labels = load_all(dy), load_all(label)
+    for c in range(n):
+        x[c] = dys * (x[c] / s - select(eq(labels, splat(c)), splat(1), splat(0)))
+        x[c] = select(eq(labels, splat(i.c[0])), splat(0), x[c])
+    turn_back(i, first, b, rows, x)
 
 
 cdef inline void cross_entropy_grad_few(const fb_instruction* i, Py_ssize_t b, Py_ssize_t stop) noexcept nogil:
     cdef vec x[SUM_LANES]
-    cdef vec most, s, dys, labels
-    cdef real dy[LANES]
-    cdef real label[LANES]
-    cdef Py_ssize_t n = i.shape[1], rows, r, c
+    cdef vec most, s
+    cdef Py_ssize_t rows
     while b < stop:
         rows = min(stop - b, <Py_ssize_t> LANES)
-        for r in range(LANES):
-            label[r] = <real> (<const int64_t*> i.p[3])[b + r] if r < rows else 0
-            dy[r] = row_of(i, 1, b + r)[0] if r < rows else 0
         turn_rows(x, i, 2, b, rows)
-        s = exp_few(x, n, &most)
-        dys, labels = load_all(dy), load_all(label)
-        for c in range(n):
-            x[c] = x[c] / s
-            x[c] = dys * (x[c] - select(eq(labels, splat(c)), splat(1), splat(0)))
-            x[c] = select(eq(labels, splat(i.c[0])), splat(0), x[c])
-        turn_back(i, 0, b, rows, x)
+        s = exp_few(x, i.shape[1], &most)
+        scale_few(i, 0, x, s, b, rows)
         b += LANES
 
 
@@ -246,9 +261,40 @@ cdef inline void cross_entropy_grad(const fb_instruction* i, Py_ssize_t start, P
         scale_row(dx, n, s, dy, label)
 
 
+cdef inline void cross_entropy_both(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
+    """cross_entropy and cross_entropy_grad in one sweep; p: y, dx, dy, x, labels."""
+    cdef Py_ssize_t b = start, n = i.shape[1], rows
+    cdef int64_t ignored = <int64_t> i.c[0], label
+    cdef vec columns[SUM_LANES]
+    cdef vec most, sums
+    cdef real* x
+    cdef real* dx
+    cdef real m, s
+    while n <= SUM_LANES and b < stop:
+        rows = min(stop - b, <Py_ssize_t> LANES)
+        turn_rows(columns, i, 3, b, rows)
+        sums = exp_few(columns, n, &most)
+        loss_few(i, 3, 4, sums, most, b, rows)
+        scale_few(i, 1, columns, sums, b, rows)
+        b += LANES
+    while b < stop:
+        dx = row_of(i, 1, b)
+        label = (<const int64_t*> i.p[4])[b]
+        if label == ignored:
+            row_of(i, 0, b)[0] = 0
+            memset(dx, 0, n * sizeof(real))
+        else:
+            x = row_of(i, 3, b)
+            m = row_max(x, n)
+            s = exp_row(dx, x, n, m)
+            row_of(i, 0, b)[0] = log_one(s) + (m - x[label])
+            scale_row(dx, n, s, row_of(i, 2, b)[0], label)
+        b += 1
+
+
 cdef inline dict softmax_kernels():
     return {
         "softmax": <size_t> &softmax, "log_softmax": <size_t> &log_softmax,
         "logsumexp": <size_t> &logsumexp, "cross_entropy": <size_t> &cross_entropy,
-        "cross_entropy_grad": <size_t> &cross_entropy_grad,
+        "cross_entropy_grad": <size_t> &cross_entropy_grad, "cross_entropy_both": <size_t> &cross_entropy_both,
     }
