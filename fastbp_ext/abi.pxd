@@ -24,6 +24,7 @@ cdef extern from "abi.h" nogil:
         Py_ssize_t work
         char* p[10]
         double c[6]
+        int32_t plain
         int32_t group
         int32_t operands
         int32_t outputs

@@ -25,6 +25,7 @@ copies[8] = <void*> <size_t> TABLE["int64"]["copy8"]
 
 
 cdef void set_operand(fb_instruction* i, int k, Tensor x) noexcept:
+    i.plain = 0
     i.p[k] = x.data
     i.itemsize[k] = item_size(x.kind)
     i.tile[k] = 0
@@ -112,6 +113,7 @@ cdef int lower_elementwise(Executor to, void* kernel, int outputs, int pointers,
         return 0
     i.ndim = 1
     i.shape[0] = y.count
+    i.plain = plain
     if plain:
         for k in range(n):
             i.stride[k][0] = i.itemsize[k]

@@ -225,13 +225,19 @@ cdef class Program(Executor):
 
     cdef void execute(self, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
         cdef Py_ssize_t k = start
+        cdef fb_instruction* i = &self.code[start]
         while k < stop:
-            if self.code[k].group:
-                self.run_tiles(k, 0, self.code[k].units)
-                k += self.code[k].group
+            if i.group:
+                self.run_tiles(k, 0, i.units)
+                k += i.group
+                i += i.group
+                continue
+            if i.plain:
+                i.inner(i.p, i.units, i.c)
             else:
-                self.code[k].run(&self.code[k], 0, self.code[k].units)
-                k += 1
+                i.run(i, 0, i.units)
+            k += 1
+            i += 1
 
     cdef void run_tiles(self, Py_ssize_t k, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
         """Elements start .. stop of the group that begins at instruction k."""

@@ -27,6 +27,7 @@ struct fb_instruction {
     Py_ssize_t work;          /* elements that all of them touch, about */
     char *p[FB_OPERANDS];
     double c[FB_CONSTANTS];
+    int32_t plain; /* contiguous operands: `inner` on all elements is all that `run` does */
     int32_t group; /* so many instructions, from this one on, run tile by tile: 0 or 2 and more */
     int32_t operands, outputs, ndim;
     int32_t kept;             /* reductions: the dimensions before the reduced ones */
