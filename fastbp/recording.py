@@ -36,6 +36,7 @@ class Recording:
         self.grad_guards = []     # (leaf, whether it had a gradient at entry)
         self.accumulates = set()  # ids of arguments whose gradient is added to
         self.guards = []          # (what, a call, what it returned): a program holds while it returns the same
+        self.watched = []         # (array, a copy): what was read at recording, and has to be the same at each call
         self.undo = []            # calls that take back what recording made
         self.updated = {}         # id: a parameter or state that an optimizer changes
         self.written = {}         # id: a tensor whose memory a stage changes
@@ -65,6 +66,10 @@ class Recording:
     def guard(self, what, call):
         """The recording holds while `call()` returns what it returns now; whoever changes that calls `touch`."""
         self.guards.append((what, call, call()))
+
+    def watch(self, array):
+        """The recording holds while the array's values are what they are now."""
+        self.watched.append((array, array.copy()))
 
     def met(self, module):
         """A module was called: the recording holds for its present mode, and its parameters have names."""

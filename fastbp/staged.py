@@ -170,7 +170,8 @@ def _replay(recording, fn, recorded, arena, keep_grads, why):
         argument_grads=[(by_id[id(leaf)], n, id(leaf) in recording.accumulates)
                         for leaf, n in number.items() if id(leaf) in by_id],
         entry_grads=[(leaf, program.slot_of(g)) for leaf, g in recording.entry_grads],
-        grad_guards=recording.grad_guards, guards=recording.guards, captured=made.captured(),
+        grad_guards=recording.grad_guards, guards=recording.guards,
+        watched=recording.watched, captured=made.captured(),
         written=list(recording.written.values()), end=_END, add=_accumulate)
     replay.about = About(recording, made, _described(fn, args, kwargs), why)
     return replay
@@ -292,6 +293,8 @@ class Staged(Caller):
         changed = [what for what, call, value in last.guards if call() != value]
         if changed:
             return f"{changed[0]} changed"
+        if any(not np.array_equal(array, before, equal_nan=array.dtype.kind == "f") for array, before in last.watched):
+            return "an array that was read at recording changed"
         if any((leaf.grad is not None) != had for leaf, had in last.grad_guards):
             return "gradients came or went"
         if any(t.requires_grad != needs for t, needs in zip(last.captured, last.needs, strict=True)):

@@ -15,7 +15,7 @@ from fastbp_ext.tensor cimport (BOOL, FLOAT32, FLOAT64, INT8, INT16, INT32, INT6
                                 Dtype, Tensor, as_python, blank, blank_like, dtype_name, give_memory, grad_enabled,
                                 integer, is_float, item_size, looked_at, made_inside, make_abstract, new_like,
                                 new_tensor, new_view, recorder, recording, refuse_leaked, scalar, set_stage,
-                                staging_error, wrap_array)
+                                staging_error, watch, wrap_array)
 
 import operator
 import types
@@ -682,6 +682,8 @@ cdef Tensor to_int64(Tensor x):
             raise staging_error(f"a recorded {dtype_name(x.kind)} tensor can't be compared",
                                 "give the staged function int64: y.astype('int64')")
         return x
+    if recording() and not (x.contiguous and x.kind == INT64):
+        watch(x.numpy())
     if x.kind == UINT64 and x.count and x.numpy().max() > 2**63 - 1:
         _raise("DtypeError", "uint64 beyond int64 can't be compared", str(x.numpy().max()), "at most 2**63 - 1",
                "compare in NumPy")

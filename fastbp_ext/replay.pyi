@@ -27,6 +27,7 @@ class Replay:
     needs: list[bool]
     guards: list[tuple[str, Callable[[], Any], Any]]
     grad_guards: list[tuple[Tensor, bool]]
+    watched: list[tuple[Any, Any]]
     repeats: bool
     alone: bool
     about: Any

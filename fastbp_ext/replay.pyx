@@ -336,7 +336,7 @@ cdef class Replay:
     (leaf, number of the result or -1); argument_grads: (number of the input, number of the
     result or -1, whether it is added to what is there). entry_grads: (leaf, slot of its
     gradient before). grad_guards: (leaf, whether it had a gradient). guards: (what, call, what
-    it returned). captured: tensors of others; written: those that stages change.
+    it returned). watched: (array, a copy of it). captured: tensors of others; written: those that stages change.
     """
     cdef readonly Program program
     cdef readonly tuple args
@@ -345,6 +345,7 @@ cdef class Replay:
     cdef readonly list written
     cdef readonly list guards
     cdef readonly list grad_guards
+    cdef readonly list watched
     cdef readonly bint repeats    # run again it does the same: no gradient is added to what a run left
     cdef public object about      # (recording, plan) for those who look
     cdef Arena arena
@@ -384,8 +385,8 @@ cdef class Replay:
         free(self.writes)
 
     def __init__(self, Program program, Arena arena, Py_ssize_t arena_size, *, args, kwargs, inputs, places, results,
-                 nest, indices, leaf_grads, argument_grads, entry_grads, grad_guards, guards, captured, written,
-                 end, add):
+                 nest, indices, leaf_grads, argument_grads, entry_grads, grad_guards, guards, watched, captured,
+                 written, end, add):
         cdef Py_ssize_t k
         cdef Spec s
         cdef list leaves = []
@@ -393,7 +394,7 @@ cdef class Replay:
         self.args, self.kwargs = args, kwargs
         self.places, self.nest, self.indices = places, nest, indices
         self.argument_grads, self.entry_grads = argument_grads, entry_grads
-        self.grad_guards, self.guards = grad_guards, guards
+        self.grad_guards, self.guards, self.watched = grad_guards, guards, watched
         self.captured, self.written = captured, written
         self.addresses = [t._address for t in captured]
         self.needs = [t.requires_grad for t in captured]
@@ -538,6 +539,9 @@ cdef class Replay:
         cdef uint64_t now = generation
         for leaf, had in self.grad_guards:
             if ((<Tensor> leaf).gradient is not None) != <bint> had:
+                return False
+        for array, before in self.watched:
+            if array.tobytes() != before.tobytes():
                 return False
         if self.held != now:
             for t, address, needs in zip(self.captured, self.addresses, self.needs):

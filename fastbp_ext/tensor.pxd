@@ -65,6 +65,7 @@ cdef Tensor make_abstract(Tensor y)
 cdef Tensor made_inside(Tensor y)
 cdef void looked_at(Tensor x)
 cdef int refuse_leaked(Tensor x) except -1
+cdef watch(array)
 cdef bint as_python() noexcept nogil
 cdef Tensor new_tensor(int rank, const Py_ssize_t* dims, Dtype kind)
 cdef Tensor new_like(Tensor x, Dtype kind)

@@ -441,12 +441,14 @@ cdef Tensor wrap_array(object array):
             _raise("DtypeError", "a tensor can't hold these elements", got=f"dtype {dtype}",
                    expected="float32, float64, bool or an integer dtype",
                    fix="convert it first: a.astype('float32')")
+        watch(array)
         array = array.astype(native)
         dtype = native
     if array.ndim > MAX_DIMS:
         _raise("ShapeError", "a tensor has too many dimensions", got=f"{array.ndim} dimensions",
                expected=f"at most {MAX_DIMS}", fix="reshape it")
     if not array.flags.aligned:
+        watch(array)
         array = array.copy()
     for d in range(array.ndim):
         dims[d] = array.shape[d]
@@ -958,6 +960,7 @@ def tensor(data, dtype=None, bint requires_grad=False, name=None):
         copied = recorder().copied(data, dtype, name)
         if copied is not None:
             return copied
+        watch(np.asarray(data))
     if plain:
         _reject_mixture(data)
     array = np.array(data, order="C")
@@ -982,6 +985,12 @@ cdef void looked_at(Tensor x):
     """A recorded function makes a view of x: where x's memory is has to stay, and whether it requires a gradient."""
     if recording() and not x.abstract:
         recorder().looked[id(x)] = x
+
+
+cdef watch(array):
+    """A recorded function reads an array's values now: the recording holds while they are the same."""
+    if recording():
+        recorder().watch(array)
 
 
 cdef int refuse_leaked(Tensor x) except -1:

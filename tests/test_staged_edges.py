@@ -165,6 +165,23 @@ def test_a_captured_array_that_is_copied_inside_is_seen_as_it_is():
     assert_same(f(ROW), f.eager(ROW))
 
 
+@pytest.mark.parametrize("array, use", [
+    (np.array([1, 2, 3], np.int32), lambda x, a: x * fb.where(fb.from_numpy(a) > 1, 2.0, 3.0)),
+    (np.array([1, 2, 3], ">f4"), lambda x, a: x * a),
+    (np.array([1, 2, 3]), lambda x, a: x * fb.tensor(a, dtype="float32")),
+    (np.array([True, False, True]), lambda x, a: x[a] * 2.0)])
+def test_captured_arrays_that_are_read_at_recording_are_seen_when_they_change(array, use):
+    a = array.copy()
+    f = fb.staged(lambda x: use(x, a))
+    x = fb.randn(3, rng=0)
+    for _ in range(2):
+        assert_same(f(x), f.eager(x))
+    assert f.recordings == 1
+    a[:] = np.roll(a, 1)
+    assert_same(f(x), f.eager(x))
+    assert f.recordings == 2 and "read at recording changed" in f.explain()
+
+
 def test_gates_of_numpy_functions_see_one_layout():
     total = fb.define_gate("total", lambda x: x.sum(), lambda dy, y, x: np.full_like(x, dy))
     f = fb.staged(lambda x: total(x.T.reshape(100, 20, 50)))

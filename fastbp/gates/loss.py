@@ -6,7 +6,7 @@ import numpy as np
 from fastbp.create import full
 from fastbp.errors import ShapeError, error
 from fastbp_ext.gate import Joint, as_index, tensors_of
-from fastbp_ext.tensor import Tensor, from_numpy, tensor
+from fastbp_ext.tensor import Tensor, from_numpy
 
 from .activation import relu, softplus
 from .arithmetic import abs, as_floats, eq, ne, square, sub, where
@@ -185,5 +185,5 @@ def hinge_loss(scores, labels, reduction="mean"):
     _check("hinge_loss", s, reduction)
     y, _ = _labels("hinge_loss", s, labels, s.shape[:1])
     margins = relu(s - expand_dims(_chosen(s, y), 1) + 1)
-    is_label = eq(tensor(np.arange(s.shape[1])), expand_dims(y, 1))
+    is_label = eq(from_numpy(np.arange(s.shape[1])), expand_dims(y, 1))
     return _reduce(sum(where(is_label, 0, margins), 1), reduction)

@@ -5,7 +5,7 @@ import numpy as np
 
 from fastbp.errors import DtypeError, ShapeError, error
 from fastbp_ext.gate import as_index, one_axis, set_engine_gates
-from fastbp_ext.tensor import Tensor, from_numpy, tensor
+from fastbp_ext.tensor import Tensor, from_numpy, get_recorder, tensor
 
 from .row import composite, gate
 
@@ -323,6 +323,8 @@ def _expand(x, index):
     expanded = []
     for part in parts:
         if _is_mask(part):
+            if get_recorder() is not None:
+                get_recorder().watch(part)    # what it chooses is chosen now
             d = len([p for p in expanded if p is not None])
             if part.shape != x.shape[d:d + part.ndim]:
                 raise error(IndexError, "indexing: a mask has another shape than what it chooses from",

@@ -9,10 +9,12 @@ from fastbp.planner.arena import bytes_of, lay_out, lives
 from fastbp.planner.constant import constant
 from fastbp.planner.dead import dead
 from fastbp.planner.fold import fold
-from fastbp.planner.fuse import fuse, postpone, split
+from fastbp.planner.fuse import fuse
 from fastbp.planner.in_place import in_place
 from fastbp.planner.join import join
 from fastbp.planner.plan import Plan
+from fastbp.planner.postpone import postpone
+from fastbp.planner.split import split
 from fastbp.planner.verify import verify
 
 PASSES = {"dead": dead, "constant": constant, "fold": fold, "join": join, "split": split,

@@ -1,40 +1,6 @@
-"""Passes: elementwise stages one behind the other run together, tile by tile, so that values stay in the L1 cache."""
+"""Pass: elementwise stages one behind the other run together, tile by tile, so that values stay in the L1 cache."""
 from fastbp.planner.arena import TILE, group_ends, lives
-from fastbp.planner.plan import Group, Stage
-from fastbp_ext.gate import Blocks, Combine
-from fastbp_ext.tensor import abstract_tensor
-
-
-def split(plan):
-    """A reduction over all of a large tensor is one of its blocks, which can join a group, and one of their results."""
-    stages = []
-    for stage in plan.stages:
-        x, y = stage.inputs[0] if stage.inputs else None, stage.outputs[0] if stage.outputs else None
-        if stage.form == "reduce" and y.size == 1 and x.size > TILE and x.is_contiguous:
-            partial = abstract_tensor((-(-x.size // TILE),), x.dtype)
-            stages.append(Stage.made(Blocks(stage.what), (partial,), (x,), stage.undoes))
-            stage.what, stage.inputs = Combine(stage.what, x.size if stage.what.averages else 1.0), (partial,)
-        stages.append(stage)
-    plan.stages = stages
-
-
-_PATIENT = ("elementwise", "blocks", "reduce", "combine", "view")
-
-
-def postpone(plan):
-    """Reductions wait until their result is needed, so that the elementwise stages around them come together."""
-    stages, waiting, results = [], [], set()
-    for stage in plan.stages:
-        needed = any(id(t._root) in results for t in stage.inputs)
-        if waiting and (needed or stage.form not in _PATIENT):
-            stages += waiting
-            waiting, results = [], set()
-        if stage.form in ("reduce", "combine"):
-            waiting.append(stage)
-            results.add(id(stage.outputs[0]))
-        else:
-            stages.append(stage)
-    plan.stages = stages + waiting
+from fastbp.planner.plan import Group
 
 
 def fuse(plan):
