@@ -16,6 +16,9 @@ cdef inline void unary(char** p, Py_ssize_t n, const double* c, unary_gate f) no
     cdef real* y = <real*> p[0]
     cdef real* x = <real*> p[1]
     cdef Py_ssize_t i = 0
+    if n == 1:    # what a masked store wrote, a masked load waits for
+        y[0] = first_lane(f(splat(x[0]), c))
+        return
     while i + LANES <= n:
         store_all(y + i, f(load_all(x + i), c))
         i += LANES
@@ -28,6 +31,9 @@ cdef inline void binary(char** p, Py_ssize_t n, const double* c, binary_gate f) 
     cdef real* x = <real*> p[1]
     cdef real* y = <real*> p[2]
     cdef Py_ssize_t i = 0
+    if n == 1:
+        z[0] = first_lane(f(splat(x[0]), splat(y[0]), c))
+        return
     while i + LANES <= n:
         store_all(z + i, f(load_all(x + i), load_all(y + i), c))
         i += LANES
