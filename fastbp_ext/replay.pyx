@@ -257,7 +257,7 @@ def _after_fork():
 os.register_at_fork(after_in_child=_after_fork)
 
 
-cdef StagingError_of(what, got, expected, fix):
+cdef refusal(what, got, expected, fix):
     # The package's errors know the user's line. They stand above this module.
     from fastbp import errors
     return errors.error(errors.StagingError, what, got=got, expected=expected, fix=fix)
@@ -281,7 +281,7 @@ cdef refuse_to_wait():
     cdef Replay other = running
     while other is not None:
         if other.thread == PyThread_get_thread_ident():
-            raise StagingError_of(
+            raise refusal(
                 "a staged function is busy", "a call from inside a replay",
                 "calls from outside, or of functions that share no state with those at work",
                 "call it before or after, or use its eager form")
@@ -512,7 +512,7 @@ cdef class Replay:
                 twin = k
                 break
         if id(arg) in self.leaf_ids:
-            raise StagingError_of(
+            raise refusal(
                 "a tensor is given to a staged function that also uses it as its own", f"{arg.shape}, requires_grad",
                 "an argument, or a captured parameter", "give another tensor, or leave the argument out")
         return twin == s.twin
@@ -594,7 +594,7 @@ cdef class Replay:
             self.set_apart()
         for k, _, _ in self.argument_grads:
             if (<Tensor> <object> self.given[<Py_ssize_t> k].object)._gate is not None:
-                raise StagingError_of(
+                raise refusal(
                     "backward in a staged function would have to go on through what made an argument",
                     "an argument that a gate made", "leaves",
                     "give x.detach().requires_grad_(), or use fb.grad of the staged function")
@@ -737,9 +737,10 @@ cdef class Replay:
         cdef double begin = now_seconds(), now
         cdef unsigned mode
         cdef bint flushing = flush
-        made = self.begin()
-        self.bind()
-        if not self.repeats or self.apart or self.program.calls:
+        made = self.begin() if self.repeats and not self.program.calls else None
+        if made is not None:
+            self.bind()
+        if made is None or self.apart:
             result = self.call()
             done[0] += result is not RETRY
             return result
@@ -1013,7 +1014,7 @@ cdef class Caller:
     cdef int take_turn(self) except -1:
         while self.busy and self.born == forks:
             if self.owner == PyThread_get_thread_ident():
-                raise StagingError_of("a staged function is called inside its own replay",
+                raise refusal("a staged function is called inside its own replay",
                                       "a call from a stage of Python", "calls from outside",
                                       "use its eager form there")
             refuse_to_wait()

@@ -166,7 +166,8 @@ cdef bint as_python() noexcept nogil:
     return fb_this_thread.as_python != 0
 
 
-cdef bint is_number(object x):
+cpdef bint is_number(object x):
+    """Whether x is a Python number or a NumPy scalar, or the recorded tensor that stands for one."""
     return type(x) is float or type(x) is int or isinstance(x, Tensor) and (<Tensor> x).weak or isinstance(
         x, (bool, np.floating, np.integer))
 

@@ -1,7 +1,5 @@
 """Arithmetic, powers, logarithms, comparisons and choice; element by element, broadcast."""
-import numpy as np
-
-from fastbp_ext.tensor import Tensor, tensor
+from fastbp_ext.tensor import Tensor, is_number, tensor
 
 from .row import composite, elementwise
 
@@ -66,10 +64,6 @@ number_pow = elementwise("number_pow(x, y)", "z = x^y of numbers given to a stag
                          vjp=[None, None])
 
 
-def _is_number(x):
-    return isinstance(x, (int, float, np.floating, np.integer)) or isinstance(x, Tensor) and x._weak
-
-
 @composite(operator="**", boxed=False)
 def pow(x, y):
     """z = x^y
@@ -77,8 +71,8 @@ def pow(x, y):
     x^1, x^2 and x^-1 are exactly x, x x and 1 / x. The gradient for the exponent is 0 where x is
     not positive.
     """
-    if _is_number(y):
-        if _is_number(x) and (isinstance(x, Tensor) or isinstance(y, Tensor)):
+    if is_number(y):
+        if is_number(x) and (isinstance(x, Tensor) or isinstance(y, Tensor)):
             return number_pow(x, y)
         if not isinstance(y, Tensor) and y == 2:
             return square(x)
