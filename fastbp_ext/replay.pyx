@@ -1014,9 +1014,8 @@ cdef class Caller:
     cdef int take_turn(self) except -1:
         while self.busy and self.born == forks:
             if self.owner == PyThread_get_thread_ident():
-                raise refusal("a staged function is called inside its own replay",
-                                      "a call from a stage of Python", "calls from outside",
-                                      "use its eager form there")
+                raise refusal("a staged function is called inside its own replay", "a call from a stage of Python",
+                              "calls from outside", "use its eager form there")
             refuse_to_wait()
             lock = sign_up()
             if self.busy and self.born == forks:
