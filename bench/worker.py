@@ -50,12 +50,12 @@ class Worker:
 
     def limits(self, least):
         """Multiply-adds a second, at most."""
-        from bench.limits import multiply_adds
+        from fastbp.limits import multiply_adds
         return {"multiply_adds": multiply_adds(least)}
 
     def copy(self, size, least):
         """Seconds to read and write `size` bytes in all."""
-        from bench.limits import copy
+        from fastbp.limits import copy
         return {"seconds": copy(size, least)}
 
 

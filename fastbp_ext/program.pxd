@@ -28,7 +28,10 @@ cdef class Program(Executor):
     cdef Py_ssize_t group_start
     cdef void place(self, int slot, char* address) noexcept nogil
     cdef void execute(self, Py_ssize_t start, Py_ssize_t stop) noexcept nogil
-    cdef void run_tiles(self, Py_ssize_t k, Py_ssize_t start, Py_ssize_t stop) noexcept nogil
+    cdef void run_tiles(self, Py_ssize_t k, Py_ssize_t start, Py_ssize_t stop, double* spent) noexcept nogil
+    cdef list measure(self, double seconds)
+    cdef int run_timed(self, double* spent) except -1
+    cdef void execute_timed(self, Py_ssize_t start, Py_ssize_t stop, double* spent) noexcept nogil
     cdef void run_short(self) noexcept nogil
     cdef int run_once(self) except -1
     cdef slot(self, Tensor root)

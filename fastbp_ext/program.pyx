@@ -1,4 +1,5 @@
 """The executor: it runs instructions, and knows no gate."""
+from cpython.exc cimport PyErr_CheckSignals
 from libc.stdlib cimport calloc, free, realloc
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
@@ -115,6 +116,9 @@ cdef double now_seconds() noexcept nogil:
     return t.tv_sec + 1e-9 * t.tv_nsec
 
 
+cdef double look = 0    # the seconds that a look at the clock takes
+
+
 cdef class Program(Executor):
     """Instructions to be replayed: data, run by one loop that knows no gate.
 
@@ -228,7 +232,7 @@ cdef class Program(Executor):
         cdef fb_instruction* i = &self.code[start]
         while k < stop:
             if i.group:
-                self.run_tiles(k, 0, i.units)
+                self.run_tiles(k, 0, i.units, NULL)
                 k += i.group
                 i += i.group
                 continue
@@ -239,13 +243,26 @@ cdef class Program(Executor):
             k += 1
             i += 1
 
-    cdef void run_tiles(self, Py_ssize_t k, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
-        """Elements start .. stop of the group that begins at instruction k."""
-        cdef Py_ssize_t j, end
+    cdef void run_tiles(self, Py_ssize_t k, Py_ssize_t start, Py_ssize_t stop, double* spent) noexcept nogil:
+        """Units start .. stop of the group that begins at instruction k, or of that instruction alone.
+
+        spent[j], unless it is NULL, becomes the seconds that instruction j took.
+        """
+        cdef Py_ssize_t j, last = k + max(self.code[k].group, 1), end
+        cdef Py_ssize_t tile = FB_FUSED if self.code[k].group else stop - start
+        cdef double begin
+        if spent != NULL:
+            for j in range(k, last):
+                spent[j] = 0
         while start < stop:
-            end = min(start + FB_FUSED, stop)
-            for j in range(k, k + self.code[k].group):
-                self.code[j].run(&self.code[j], start, end)
+            end = min(start + tile, stop)
+            for j in range(k, last):
+                if spent == NULL:
+                    self.code[j].run(&self.code[j], start, end)
+                else:
+                    begin = now_seconds()
+                    self.code[j].run(&self.code[j], start, end)
+                    spent[j] += now_seconds() - begin - look
             start = end
 
     cdef void run_short(self) noexcept nogil:
@@ -299,12 +316,81 @@ cdef class Program(Executor):
             chunks = (i.units + i.chunk - 1) // i.chunk
             for n in range(chunks):
                 at = (chunks - 1 - n if order < 0 else n) * i.chunk
-                if i.group:
-                    self.run_tiles(k, at, min(at + i.chunk, i.units))
-                else:
-                    i.run(i, at, min(at + i.chunk, i.units))
+                self.run_tiles(k, at, min(at + i.chunk, i.units), NULL)
             k += max(i.group, 1)
         fb_flush_end(flushing, mode)
+
+    cdef list measure(self, double seconds):
+        """Runs for about so long, eight at least: the seconds of each instruction, of each stage of Python, of a run.
+
+        They are means: a clock may tick more slowly than an instruction runs. Runs that were disturbed
+        do not count: those that take longer than the shortest by a tenth.
+        """
+        global look
+        cdef Py_ssize_t calls = len(self.calls), size = self.count + calls, k, _n, n = 0, kept = 0, plain = 0
+        cdef double* spent = <double*> calloc(2 * size + 1, sizeof(double))
+        cdef double* total = spent + size
+        cdef double begin = now_seconds(), run, shortest = 1e9, least = 1e9, sum_of_runs = 0, began = begin
+        if spent == NULL:
+            raise MemoryError("no memory for a profile")
+        try:
+            for _n in range(1000):
+                now_seconds()
+            look = (now_seconds() - begin) / 1001
+            while n < 8 or now_seconds() < began + seconds:
+                begin = now_seconds()
+                self.run_timed(spent)
+                run = now_seconds() - begin
+                begin = now_seconds()
+                self.run_once()
+                begin = now_seconds() - begin - look
+                # The first runs only find what is short.
+                if n >= 4 and now_seconds() > began + seconds / 8:
+                    if run <= 1.1 * shortest or kept == 0:
+                        kept += 1
+                        for k in range(size):
+                            total[k] += spent[k]
+                    if begin <= 1.1 * least or plain == 0:
+                        plain += 1
+                        sum_of_runs += begin
+                shortest, least = min(shortest, run), min(least, begin)
+                n += 1
+                PyErr_CheckSignals()
+            return [max(total[k] / kept, 0.0) for k in range(size)] + [sum_of_runs / plain]
+        finally:
+            free(spent)
+
+    cdef int run_timed(self, double* spent) except -1:
+        """As `run_once`; spent[k] becomes the seconds of instruction k, then those of stages of Python."""
+        cdef bint flushing = flush
+        cdef unsigned mode
+        cdef double begin
+        cdef Py_ssize_t call, calls = len(self.calls), at = 0, stop
+        for call in range(calls + 1):
+            stop = <Py_ssize_t> self.calls[call][0] if call < calls else self.count
+            with nogil:
+                mode = fb_flush_begin(flushing)
+                self.execute_timed(at, stop, spent)
+                fb_flush_end(flushing, mode)
+            at = stop
+            if call < calls:
+                _, function, outputs, inputs = self.calls[call]
+                begin = now_seconds()
+                self.run_call(function, outputs, inputs)
+                spent[self.count + call] = now_seconds() - begin
+        return 0
+
+    cdef void execute_timed(self, Py_ssize_t start, Py_ssize_t stop, double* spent) noexcept nogil:
+        """As `execute`; spent[k] is the time that instruction k took."""
+        cdef Py_ssize_t k = start
+        while k < stop:
+            self.run_tiles(k, 0, self.code[k].units, spent)
+            k += max(self.code[k].group, 1)
+
+    @property
+    def size(self):
+        """(instructions, stages of Python) so far."""
+        return self.count, len(self.calls)
 
     @property
     def chunks(self):

@@ -764,6 +764,23 @@ cdef class Replay:
         self.finish(made)
         return self.nest.build(made)
 
+    cdef object measure(self, list state, double seconds):
+        """`Program.measure` on the arguments that `takes` took, or RETRY; the tensors `state` are put back."""
+        cdef tuple _made = self.begin()    # what the runs write, until they are done
+        cdef list before
+        self.bind()
+        if not self.enter(True):
+            return RETRY
+        try:
+            before = [x.numpy().copy() for x in state]
+            try:
+                return self.program.measure(seconds)
+            finally:
+                for x, values in zip(state, before):
+                    np.copyto(x.numpy(), values)
+        finally:
+            self.leave()
+
     cdef Py_ssize_t run_rows(self, Feed feed, Py_ssize_t at, Py_ssize_t stop, Py_ssize_t size,
                              double* total) except -1:
         """Batches of `size` rows from row `at` on, for a while; where the next batch begins is returned.
@@ -1010,6 +1027,20 @@ cdef class Caller:
         finally:
             self.give_turn(replay)
         return at, total
+
+    def measure(self, tuple args, dict kwargs, Replay replay, list state, double seconds):
+        """`Program.measure` on these arguments; None: the replay does not fit them any more.
+
+        state: the tensors that it changes, which are put back.
+        """
+        result = RETRY
+        while result is RETRY:
+            self.take_turn()
+            try:
+                result = replay.measure(state, seconds) if replay.takes(items(args), len(args), kwargs) else None
+            finally:
+                self.give_turn(replay)
+        return result
 
     cdef int take_turn(self) except -1:
         while self.busy and self.born == forks:

@@ -50,6 +50,11 @@ class Listing:
             self._names[id(t)] = t.name or f"t{self._unnamed}"
         return self._names[id(t)]
 
+    @property
+    def texts(self):
+        """For each stage its text alone."""
+        return [text for text, _ in self._lines]
+
     def __len__(self):
         return len(self._lines)
 

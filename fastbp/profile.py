@@ -1,0 +1,114 @@
+"""Profile: for each stage of a program how long it takes, and how near it comes to the machine's limits."""
+from math import prod
+from typing import NamedTuple
+
+from fastbp.limits import copy, multiply_adds
+from fastbp.planner.listing import Listing
+
+# Operations for each element of a parameter; all other stages but products count one for each element.
+_UPDATES = {"sgd": 4, "momentum": 7, "adam": 15}
+_LEAST_BYTES = 1 << 12    # smaller stages are compared with the rate at which so much is copied
+
+
+class Row(NamedTuple):
+    """One stage. flop: operations. bytes: what it reads and writes at least. limit: "fma" or "copy", whichever
+    takes longer at the machine's rate; share: that time / the stage's, more than 1 where a stage reads more than
+    it writes, which is cheaper than a copy, or fused stages find what they read in the L1 cache.
+    """
+    stage: str
+    seconds: float
+    flop: int
+    bytes: int
+    limit: str
+    share: float
+
+
+class Profile:
+    """What `step.profile` returns: `rows`, and the seconds of a whole run. Its str() is a table."""
+
+    def __init__(self, rows, seconds):
+        self.rows, self.seconds = rows, seconds
+
+    @property
+    def flop(self):
+        """The operations of a run."""
+        return sum(row.flop for row in self.rows)
+
+    def __str__(self):
+        width = max([len(row.stage) for row in self.rows] + [len("a whole run")])
+        total = sum(row.seconds for row in self.rows) or 1.0
+        head = f"{'stage':<{width}} {'time':>9} {'part':>5} {'FLOP':>8} {'bytes':>8} {'GFLOP/s':>8} {'of the peak':>11}"
+        lines = [head, "-" * len(head)]
+        for row in self.rows:
+            line = f"{row.stage:<{width}} {_time(row.seconds):>9} {row.seconds / total:>5.0%} {_count(row.flop):>8} " \
+                   f"{_count(row.bytes):>8} {_rate(row.flop, row.seconds):>8}"
+            lines.append(line + (f" {row.share:>6.0%} {row.limit}" if row.limit else ""))
+        lines.append(f"{'a whole run':<{width}} {_time(self.seconds):>9} {'':>5} {_count(self.flop):>8} {'':>8} "
+                     f"{_rate(self.flop, self.seconds):>8}")
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+
+def profile_of(replay, least):
+    """The Profile of a replay; `least` is what `Program.measure` returned."""
+    about = replay.about
+    calls = replay.program.size[0]    # the times of stages of Python follow those of instructions
+    rows = []
+    for (stage, code, python), text in zip(about.spans, Listing(about.recording, about.plan).texts, strict=True):
+        if stage.form == "view":    # no instruction
+            continue
+        seconds = sum(least[k] for k in code) + sum(least[calls + k] for k in python)
+        flop, moved = _flop(stage), _bytes(stage)
+        limits = (flop / (2 * multiply_adds(dtype=_dtype(stage))), "fma"), (_copy_seconds(moved), "copy")
+        limit, name = max(limits) if moved and stage.form != "call" and seconds > 0 else (0.0, "")
+        rows.append(Row(text, seconds, flop, moved, name, limit / seconds if name else 0.0))
+    return Profile(rows, least[-1])
+
+
+def _flop(stage):
+    """2 m n k for a product, an optimizer's formula, else one operation for each element of the largest operand."""
+    if stage.form == "product":
+        return 2 * stage.outputs[0].size * stage.inputs[0].shape[-1]
+    if stage.form in ("call", "copy", "assign", "take", "place", "join", "convert"):
+        return 0
+    elements = max([t.size for t in (*stage.outputs, *stage.inputs)], default=1)
+    return elements * (_UPDATES.get(stage.name, 1) if stage.form == "update" else 1)
+
+
+def _bytes(stage):
+    """What must be read and written: each element of memory once; a broadcast operand is as large as its memory."""
+    return sum(prod(n for n, step in zip(t.shape, t.strides, strict=True) if step or n == 1) * t.dtype.itemsize
+               for t in (*stage.reads, *stage.writes))
+
+
+def _copy_seconds(size):
+    """Seconds that a copy of `size` bytes in all takes, at the rate of the next power of 4."""
+    measured = _LEAST_BYTES
+    while measured < size:
+        measured *= 4
+    return copy(min(measured, 1 << 28)) * size / min(measured, 1 << 28)
+
+
+def _dtype(stage):
+    found = [t.dtype.name for t in (*stage.outputs, *stage.inputs) if t.dtype.kind == "f"]
+    return found[0] if found else "float32"
+
+
+def _time(seconds):
+    """Three digits and a unit."""
+    for size, unit in ((1, "s"), (1e-3, "ms"), (1e-6, "us")):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}" if seconds / size < 999.5 else f"{seconds / size:.0f} {unit}"
+    return f"{seconds * 1e9:.0f} ns"
+
+
+def _count(n):
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if n >= size:
+            return f"{n / size:.3g} {unit}"
+    return f"{n}"
+
+
+def _rate(flop, seconds):
+    return f"{flop / seconds / 1e9:.3g}" if flop and seconds > 0 else "-"
