@@ -168,9 +168,9 @@ class Optimizer:
                            lambda: [(self._kernel(group), len(group["params"])) for group in self.param_groups])
         work = [(self._plan(p, group), p.grad) for group in self.param_groups for p in group["params"]
                 if p.grad is not None]
+        if self._clock is not None:
+            tick_state(self._clock, [h for (_, _, h), _ in work])
         for (kernel, states, h), gradient in work:
-            if self._clock is not None:
-                tick_state(self._clock, h)
             update(kernel, states, gradient, h)
 
     def zero_grad(self):

@@ -56,7 +56,7 @@ class Recording:
                     raise error(StagingError, "an optimizer can't update a recorded tensor", got="a result of gates",
                                 expected="parameters made before", fix="make parameters outside the staged function")
                 self.updated[id(t)] = t
-            if id(stage.hyper) in self.made:
+            if any(id(h) in self.made for h in stage.hyper):
                 raise error(StagingError, "an optimizer is made inside a staged function", got="one for each call",
                             expected="one that keeps its state from call to call",
                             fix="make the optimizer outside the staged function")

@@ -747,15 +747,16 @@ cdef _out_of_range(Tensor x, Py_ssize_t n, int64_t value, Py_ssize_t size, str g
 cdef class Update:
     """A stage that changes memory in place: kernel(outputs..., inputs..., hyperparameters).
 
-    The outputs are read too. `hyper` holds float64 hyperparameters, handed over as they are.
+    The outputs are read too. `hyper` holds float64 hyperparameters, handed over as they are: one
+    vector; or, where a clock changes the hyperparameters themselves and nothing else, many.
     """
     cdef readonly str name      # the kernel's
     cdef readonly tuple outputs
     cdef readonly tuple inputs
-    cdef readonly Tensor hyper
+    cdef readonly tuple hyper
     form = "update"
 
-    def __init__(self, str name, tuple outputs, tuple inputs, Tensor hyper):
+    def __init__(self, str name, tuple outputs, tuple inputs, tuple hyper):
         self.name = name
         self.outputs = outputs
         self.inputs = inputs
@@ -772,7 +773,7 @@ cdef class Update:
         if not outputs:
             lower_state(to, <void*> <size_t> TABLE["int64"][self.name], self.hyper)
             return
-        for item in (*outputs, *inputs, self.hyper):
+        for item in (*outputs, *inputs, *self.hyper):
             operands[n] = <void*> item
             n += 1
         w = <Tensor> outputs[0]
@@ -882,12 +883,13 @@ def update(str kernel, tuple states, Tensor gradient, Tensor hyper):
         if x.kind != w.kind or x.shape != w.shape or x is not gradient and (x.read_only or x._repeats()):
             raise ValueError(f"{kernel}: {dtype_name(x.kind)} {x.shape} can't be part of an update of "
                              f"{dtype_name(w.kind)} {w.shape}, or can't be written")
-    Update(kernel, states, (gradient,), hyper).run()
+    Update(kernel, states, (gradient,), (hyper,)).run()
 
 
-def tick_state(str kernel, Tensor hyper):
-    """What an optimizer does to its hyperparameters once a step, by a kernel of its own."""
-    Update(kernel, (), (), hyper).run()
+def tick_state(str kernel, list hypers):
+    """What an optimizer does once a step to the hyperparameters of its parameters, by a kernel of its own."""
+    for k in range(0, len(hypers), FB_OPERANDS):
+        Update(kernel, (), (), tuple(hypers[k:k + FB_OPERANDS])).run()
 
 
 def clone(Tensor x):

@@ -10,4 +10,4 @@ cdef int lower_product(Executor to, void* kernel, Tensor y, Tensor x, Tensor w) 
 cdef int lower_rows(Executor to, void* kernel, int outputs, int n, void** operands, const double* c) except -1
 cdef int lower_take(Executor to, Tensor y, Tensor x, tuple indices, int axis) except -1
 cdef int lower_scatter(Executor to, void* kernel, Tensor y, Tensor dy, tuple indices, int axis) except -1
-cdef int lower_state(Executor to, void* kernel, Tensor h) except -1
+cdef int lower_state(Executor to, void* kernel, tuple states) except -1

@@ -374,18 +374,20 @@ cdef int lower_scatter(Executor to, void* kernel, Tensor y, Tensor dy, tuple ind
     return to.put(&i, operands)
 
 
-cdef int lower_state(Executor to, void* kernel, Tensor h) except -1:
-    """kernel(h), once: a small vector of an optimizer's state."""
+cdef int lower_state(Executor to, void* kernel, tuple states) except -1:
+    """kernel(states...), once: small vectors of an optimizer's state, of one length."""
     cdef fb_instruction i
-    cdef void* operands[1]
-    operands[0] = <void*> h
-    i.operands = 1
-    i.outputs = 1
+    cdef void* operands[FB_OPERANDS]
+    cdef int k = 0
+    for h in states:
+        operands[k] = <void*> h
+        set_operand(&i, k, <Tensor> h)
+        i.stride[k][0] = i.itemsize[k]
+        k += 1
+    i.operands = i.outputs = k
     i.kept = 0
     i.ndim = 1
-    i.shape[0] = h.count
-    set_operand(&i, 0, h)
-    i.stride[0][0] = i.itemsize[0]
+    i.shape[0] = (<Tensor> states[0]).count
     i.run = <fb_run> kernel
     i.units = i.grain = 1
     i.work = 1

@@ -121,6 +121,20 @@ cdef inline Access access_of(const fb_instruction* i, int k) noexcept nogil:
     return GATHER
 
 
+cdef inline void repeat(char* to, const char* row, Py_ssize_t size, Py_ssize_t first, Py_ssize_t n) noexcept nogil:
+    """n bytes of a row of `size` bytes again and again, from its byte `first` on."""
+    cdef Py_ssize_t done = min(size - first, n), some
+    memcpy(to, row + first, done)
+    if done < n:
+        some = min(first, n - done)
+        memcpy(to + done, row, some)
+        done += some
+    while done < n:    # what is there is whole rows
+        some = min(done, n - done)
+        memcpy(to + done, to, some)
+        done += some
+
+
 cdef inline void elementwise_strided(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
     """Tiles of operands that are not contiguous are copied into, and out of, small buffers."""
     cdef double buffer[8][FB_TILE]    # for each operand one tile of the largest elements
@@ -138,7 +152,8 @@ cdef inline void elementwise_strided(const fb_instruction* i, Py_ssize_t start, 
         if access[k] == SPREAD:
             move(p[k], i.itemsize[k], i.p[k], 0, n, i.itemsize[k])
         elif access[k] == REPEAT:
-            walk(p[k], <char*> i.p[k], i.stride[k], i.shape, i.ndim, start, n, i.itemsize[k], False)
+            repeat(p[k], <char*> i.p[k], i.shape[1] * i.itemsize[k], start % i.shape[1] * i.itemsize[k],
+                   n * i.itemsize[k])
     while at < stop:
         n = stop - at if stop - at < tile else tile
         for k in range(i.operands):
@@ -237,11 +252,19 @@ cdef inline void take(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop
 # --- what an optimizer does once a step, on its hyperparameters in float64
 
 cdef inline void adam_clock(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
-    """t += 1; step = lr / (1 - b1^t); scale = 1 / sqrt(1 - b2^t); p: h, laid out as `adam` reads it, t at 8."""
-    cdef double* h = <double*> i.p[0]
-    h[8] += 1
-    h[6] = h[0] / (1 - pow(h[2], h[8]))
-    h[7] = 1 / sqrt(1 - pow(h[3], h[8]))
+    """t += 1; step = lr / (1 - b1^t); scale = 1 / sqrt(1 - b2^t); for each p: h, laid out as `adam` reads it, t at 8."""
+    cdef double* h
+    cdef double* before = NULL
+    cdef int k
+    for k in range(i.operands):
+        h = <double*> i.p[k]
+        h[8] += 1
+        if before != NULL and h[0] == before[0] and h[2] == before[2] and h[3] == before[3] and h[8] == before[8]:
+            h[6], h[7] = before[6], before[7]    # parameters of one group keep time
+        else:
+            h[6] = h[0] / (1 - pow(h[2], h[8]))
+            h[7] = 1 / sqrt(1 - pow(h[3], h[8]))
+        before = h
 
 
 cdef inline dict strided_kernels():
