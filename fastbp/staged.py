@@ -47,7 +47,8 @@ class About(NamedTuple):
     @property
     def clocks(self):
         """The hyperparameters that stages change: an optimizer's counts of steps."""
-        return [h for stage in self.plan.stages if stage.form == "update" and not stage.outputs for h in stage.what.hyper]
+        return [h for stage in self.plan.stages if stage.form == "update" and not stage.outputs
+                for h in stage.what.hyper]
 
 
 def _record(recording, fn, args, kwargs):

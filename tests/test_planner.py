@@ -37,6 +37,12 @@ def constants(x):
     return fb.value_and_grad(lambda t: fb.square(t).mean())(x)
 
 
+def repeated(x):
+    """same: both gradients of a quotient begin with dz / y, and dz of a sum is 1."""
+    y = x + 3.0
+    return fb.value_and_grad(lambda t, u: (t * t / (u * u)).sum() + (u + u).sum(), argnums=(0, 1))(x * y, y)
+
+
 def reshaped(x):
     """fold: a reshape of a transpose copies, and what reads the copy can read the original."""
     y = x.T.reshape(4, 5, 3)[:, 1:] * 2.0
@@ -74,8 +80,8 @@ def chains(x):
     return fb.value_and_grad(lambda t: (fb.tanh(t * x[0, 0] + wide[7]) * t).sum())(wide)
 
 
-PROGRAMS = {"dead": unused, "constant": constants, "fold": reshaped, "join": classified, "split": total,
-            "postpone": between, "in_place": overwritten, "fuse": chains}
+PROGRAMS = {"dead": unused, "constant": constants, "same": repeated, "fold": reshaped, "join": classified,
+            "split": total, "postpone": between, "in_place": overwritten, "fuse": chains}
 
 
 def test_every_pass_has_a_program():
@@ -137,6 +143,85 @@ def test_every_gate_without_passes(name, k, monkeypatch):
             f.reset()
             monkeypatch.setenv("FASTBP_PASSES_OFF", off)
             assert_same(f(*xs), expected)
+
+
+# --- stages that have the values of others
+
+def kept(f, *args):
+    """The names of the stages that are left, in their order; the call has the bits of the eager form."""
+    staged = fb.staged(f)
+    assert_same(staged(*args), staged.eager(*args))
+    return [s.name for s in plan_of(staged).stages if s.form != "view"]
+
+
+def test_equal_stages_are_one():
+    x = fb.randn(3, 4, rng=0)
+    assert kept(lambda x: fb.tanh(x) * fb.tanh(x)[::-1], x) == ["tanh", "mul"]
+    assert kept(lambda x: fb.exp(fb.tanh(x) + fb.tanh(x)), x) == ["tanh", "add", "exp"]
+    assert kept(lambda x: (x.sum(0) - x.sum(0)[::-1]) * (x @ x.T).sum() * (x @ x.T).sum(), x).count("matmul") == 1
+    assert kept(lambda x: fb.softmax(x) * fb.softmax(x).T[0, 0], x).count("softmax") == 1
+
+
+def test_what_undoes_a_stage_that_is_left_out_undoes_the_one_that_stands_for_it():
+    f = fb.staged(fb.value_and_grad(lambda x: (fb.tanh(x) * fb.tanh(x)[::-1]).sum()))
+    assert_same(f(fb.randn(5, rng=0)), f.eager(fb.randn(5, rng=0)))
+    assert "tanh" in str(f.stages()) and "?" not in str(f.stages())
+
+
+def test_stages_that_differ_in_anything_are_not_one():
+    x = fb.randn(4, 4, rng=0)
+    assert kept(lambda x: fb.tanh(x) * fb.tanh(x.T), x).count("tanh") == 2
+    assert kept(lambda x: x.sum(0) * x.sum(1), x).count("sum") == 2
+    assert kept(lambda x: fb.leaky_relu(x) * fb.leaky_relu(x, 0.2), x).count("leaky_relu") == 2
+    assert kept(lambda x: fb.tanh(x[:2]) * fb.tanh(x[2:]), x).count("tanh") == 2
+    assert kept(lambda x: (x - 1.0) * (1.0 - x), x).count("sub") == 2
+
+
+def test_each_result_has_memory_of_its_own():
+    f = fb.staged(lambda x: (fb.tanh(x), fb.tanh(x)))
+    a, b = f(fb.randn(3))
+    a.numpy()[...] = 7
+    assert (b.numpy() != 7).all()
+    assert plan_of(f).stages[0].name == plan_of(f).stages[1].name == "tanh"
+
+
+def test_what_changes_between_two_equal_stages_is_read_twice():
+    w, other = fb.tensor([1.0, 2.0]), fb.tensor([1.0, 2.0])
+
+    def step(w, x):
+        first = fb.tanh(w)
+        w.copy_(x)
+        return first + fb.tanh(w)
+
+    f, x = fb.staged(lambda x: step(w, x)), fb.tensor([3.0, 4.0])
+    assert_same(f(x), step(other, x))
+
+
+def twice_by_one(x):
+    one, y = fb.ones(()), x + x
+    return fb.exp(y * one) - fb.tanh(y * one)
+
+
+@pytest.mark.parametrize("flush", [True, False])
+def test_times_one_is_left_out_where_it_changes_no_bit(flush):
+    x = fb.tensor([1.0, -0.0, 1e-41, -1e-41, np.inf, np.nan, 3e38])
+    fb.set_flush_denormal(flush)
+    try:
+        assert kept(lambda x: fb.exp((x + x) * fb.ones(7)), x) == ["add", "exp"]
+        assert kept(lambda x: fb.exp(fb.ones(()) * (x + x)), x) == ["add", "exp"]
+        assert kept(lambda x: (x + x) * 1.0 + 0.5, x) == ["add", "add"]
+        # What was not computed may hold denormals, and a product with a larger one is larger.
+        assert "mul" in kept(lambda x: fb.abs(-x * 1.0) + 0.0, x)
+        assert "mul" in kept(lambda x: (x + x) * fb.ones((2, 7)) + 1.0, x)
+        assert "mul" in kept(lambda x: (x + x) * 1.0000001 + 1.0, x)
+        assert "mul" in kept(lambda x: (x[None] + x[None]) * fb.ones((2, 7)) + 1.0, x)
+        one = fb.ones(())
+        assert "mul" not in kept(lambda x: fb.exp((x + x) * fb.ones(())) - fb.tanh((x + x) * fb.ones(())), x)
+        assert kept(lambda x: fb.exp((x + x) * one), x) == ["add", "mul", "exp"]    # it may change
+        assert kept(twice_by_one, x) == ["add", "exp", "tanh", "sub"]
+        assert kept(lambda x: (x + x) * 1.0, x) == ["add", "mul"]    # a result
+    finally:
+        fb.set_flush_denormal(True)
 
 
 # --- folding

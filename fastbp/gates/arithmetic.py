@@ -17,7 +17,7 @@ mul = elementwise("mul(x, y)", "z = x y", operator="*", vjp=[
 
 div = elementwise("div(x, y)", "z = x / y", operator="/", vjp=[
     lambda dz, z, x, y: dz / y,
-    lambda dz, z, x, y: -dz * z / y])
+    lambda dz, z, x, y: -(dz / y) * z])
 
 neg = elementwise("neg(x)", "y = -x", operator="-x", vjp=[
     lambda dy, y, x: -dy])

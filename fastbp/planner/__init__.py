@@ -14,10 +14,11 @@ from fastbp.planner.in_place import in_place
 from fastbp.planner.join import join
 from fastbp.planner.plan import Plan
 from fastbp.planner.postpone import postpone
+from fastbp.planner.same import same
 from fastbp.planner.split import split
 from fastbp.planner.verify import verify
 
-PASSES = {"dead": dead, "constant": constant, "fold": fold, "join": join, "split": split,
+PASSES = {"dead": dead, "constant": constant, "same": same, "fold": fold, "join": join, "split": split,
           "postpone": postpone, "in_place": in_place, "fuse": fuse}
 
 

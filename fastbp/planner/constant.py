@@ -9,6 +9,7 @@ _FORMS = ("elementwise", "copy", "reduce", "convert")
 def constant(plan):
     """What a stage makes of numbers that the function itself made takes its place among them."""
     known = {}    # id of a recorded tensor: its values
+    dense = {}    # place of a constant in others: a copy of it, each element in its place
     kept = []
     for stage in plan.stages:
         stage.inputs = tuple([_seen(t, known) for t in stage.inputs])
@@ -18,18 +19,20 @@ def constant(plan):
             plan.constants[id(y)] = y
         else:
             if stage.form == "elementwise":
-                stage.inputs = tuple([_dense(plan, t) for t in stage.inputs])
+                stage.inputs = tuple([_dense(plan, t, dense) for t in stage.inputs])
             kept.append(stage)
     plan.stages = kept
 
 
-def _dense(plan, t):
+def _dense(plan, t, dense):
     """A small constant as its reader's loop likes it best: each element in its place."""
     if id(t._root) not in plan.constants or t.is_contiguous or t.size > _SMALL:
         return t
-    y = with_recorder(None, copy, t)
-    plan.constants[id(y)] = y
-    return y
+    key = id(t._root), t.shape, t.strides, t._offset
+    if key not in dense:
+        dense[key] = y = with_recorder(None, copy, t)
+        plan.constants[id(y)] = y
+    return dense[key]
 
 
 def _value(stage):

@@ -227,6 +227,20 @@ cdef inline bint are_few(const fb_instruction* i, Py_ssize_t start, Py_ssize_t s
             and (stop - start == 1 or i.stride[0][0] == sizeof(real) and i.stride[1][0] == sizeof(real)))
 
 
+cdef inline vec fold_few(const char* x, Py_ssize_t step, Py_ssize_t n, Py_ssize_t width, vec identity,
+                         fold f) noexcept nogil:
+    """A vector of sums of n <= 4 rows; no row takes the way through memory."""
+    cdef vec a = f(identity, load(<const real*> x, width)), b
+    if n == 1:
+        return a
+    b = f(identity, load(<const real*> (x + step), width))
+    if n > 2:
+        a = f(a, f(identity, load(<const real*> (x + 2 * step), width)))
+    if n > 3:
+        b = f(b, f(identity, load(<const real*> (x + 3 * step), width)))
+    return f(a, b)
+
+
 cdef inline void reduce_few(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop, real identity,
                             fold f) noexcept nogil:
     """A vector of sums at a time; the lanes of each stay in registers."""
@@ -241,16 +255,19 @@ cdef inline void reduce_few(const fb_instruction* i, Py_ssize_t start, Py_ssize_
     lane[0] = splat(identity)
     while start < stop:
         width = stop - start
-        for used in range(n):
-            lane[used] = f(splat(identity), load(<const real*> (x + used * step), width))
-        used = n
-        r = SUM_LANES // 2
-        while r:
-            while used > r:
-                used -= 1
-                lane[used - r] = f(lane[used - r], lane[used])
-            r //= 2
-        store(<real*> y, lane[0] / splat(i.c[0]), width)
+        if 0 < n <= 4:
+            lane[0] = fold_few(x, step, n, width, splat(identity), f)
+        else:
+            for used in range(n):
+                lane[used] = f(splat(identity), load(<const real*> (x + used * step), width))
+            used = n
+            r = SUM_LANES // 2
+            while r:
+                while used > r:
+                    used -= 1
+                    lane[used - r] = f(lane[used - r], lane[used])
+                r //= 2
+        store(<real*> y, lane[0] / splat(i.c[0]) if i.c[0] != 1 else lane[0], width)
         start += LANES
         x += LANES * sizeof(real)
         y += LANES * sizeof(real)

@@ -252,7 +252,7 @@ cdef inline void take(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop
 # --- what an optimizer does once a step, on its hyperparameters in float64
 
 cdef inline void adam_clock(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
-    """t += 1; step = lr / (1 - b1^t); scale = 1 / sqrt(1 - b2^t); for each p: h, laid out as `adam` reads it, t at 8."""
+    """t += 1; step = lr / (1 - b1^t); scale = 1 / sqrt(1 - b2^t); p: some h, laid out as `adam` reads them, t at 8."""
     cdef double* h
     cdef double* before = NULL
     cdef int k
@@ -260,7 +260,8 @@ cdef inline void adam_clock(const fb_instruction* i, Py_ssize_t start, Py_ssize_
         h = <double*> i.p[k]
         h[8] += 1
         if before != NULL and h[0] == before[0] and h[2] == before[2] and h[3] == before[3] and h[8] == before[8]:
-            h[6], h[7] = before[6], before[7]    # parameters of one group keep time
+            h[6] = before[6]    # parameters of one group keep time
+            h[7] = before[7]
         else:
             h[6] = h[0] / (1 - pow(h[2], h[8]))
             h[7] = 1 / sqrt(1 - pow(h[3], h[8]))
