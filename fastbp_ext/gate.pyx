@@ -594,7 +594,7 @@ cdef class Gate:
                     steps[k] = step
                     k += 1
             y = self.record(new_view(x, rank, dims, steps, x.data + <Py_ssize_t> plan[2]), xs, params)
-            if y.abstract and y._gate is None:    # listings show views that need no gradient too
+            if y.abstract and y.stage is None:    # listings show views that need no gradient too
                 set_stage(y, self, xs, params)
                 y.needs_grad = False
             if y.abstract:

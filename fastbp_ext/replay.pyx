@@ -593,7 +593,7 @@ cdef class Replay:
         if self.write_count:
             self.set_apart()
         for k, _, _ in self.argument_grads:
-            if (<Tensor> <object> self.given[<Py_ssize_t> k].object)._gate is not None:
+            if (<Tensor> <object> self.given[<Py_ssize_t> k].object).stage is not None:
                 raise refusal(
                     "backward in a staged function would have to go on through what made an argument",
                     "an argument that a gate made", "leaves",

@@ -42,10 +42,7 @@ cdef class Tensor:
     cdef object owner                     # keeps data alive where another has it
     cdef uint64_t version                 # when it was last changed in place
     cdef readonly uint64_t _serial        # when it was made by a gate
-    cdef readonly object _gate            # the stage that made it: y = gate(*inputs, **params)
-    cdef readonly tuple _inputs
-    cdef readonly dict _params
-    cdef readonly object _group
+    cdef tuple stage                      # what made it, y = gate(*inputs, **params): (gate, inputs, params, group)
     cdef object gradient
     cdef public object name
     cdef object __weakref__

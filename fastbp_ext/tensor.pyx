@@ -492,11 +492,8 @@ cdef void set_stage(Tensor y, object gate, tuple inputs, dict params):
     """y = gate(*inputs, **params) goes on the tape."""
     y.needs_grad = True
     y._serial = tick()
-    y._gate = gate
-    y._inputs = inputs
-    y._params = params
-    if fb_this_thread.group != NULL:
-        y._group = <object> <PyObject*> fb_this_thread.group
+    y.stage = (gate, inputs, params,
+               None if fb_this_thread.group == NULL else <object> <PyObject*> fb_this_thread.group)
 
 
 cdef tuple as_tuple(const Py_ssize_t* numbers, int n):
@@ -582,7 +579,7 @@ cdef class Tensor:
     @property
     def is_leaf(self):
         """Whether no gate on the tape made it."""
-        return self._gate is None or not self.needs_grad
+        return self.stage is None or not self.needs_grad
 
     @property
     def requires_grad(self):
@@ -591,7 +588,7 @@ cdef class Tensor:
 
     @requires_grad.setter
     def requires_grad(self, bint on):
-        if not on and self._gate is not None:
+        if not on and self.stage is not None:
             raise RuntimeError("requires_grad can be taken back on leaves only: use detach()")
         if on and not is_float(self.kind):
             raise TypeError(f"only floating tensors have gradients, not {self.dtype}")
@@ -654,12 +651,29 @@ cdef class Tensor:
         return self.data - self.root().data
 
     @property
+    def _gate(self):
+        """The gate that made it, or None; likewise its inputs, its parameters, and the group it was called in."""
+        return None if self.stage is None else self.stage[0]
+
+    @property
+    def _inputs(self):
+        return None if self.stage is None else self.stage[1]
+
+    @property
+    def _params(self):
+        return None if self.stage is None else self.stage[2]
+
+    @property
+    def _group(self):
+        return None if self.stage is None else self.stage[3]
+
+    @property
     def _stale(self):
         """Whether a value of this stage, its output or an input, was changed after it ran."""
         cdef Tensor x
         if self.root().version > self._serial:
             return True
-        for x in self._inputs:
+        for x in <tuple> self.stage[1]:
             if x.root().version > self._serial:
                 return True
         return False
@@ -809,8 +823,8 @@ cdef class Tensor:
         notes = "" if self.kind == FLOAT32 and self.count else f", dtype={self.dtype}"
         if self.name is not None:
             notes += f", name={self.name!r}"
-        if self._gate is not None:
-            notes += f", gate={self._gate.name}"
+        if self.stage is not None:
+            notes += f", gate={self.stage[0].name}"
         elif self.needs_grad:
             notes += ", requires_grad=True"
         return f"tensor({text}{notes})"
@@ -820,7 +834,7 @@ cdef class Tensor:
 
     def __reduce__(self):
         # A copy has the values and the layout; a past can't be copied.
-        return _rebuild, (type(self), self.numpy().copy(order="K"), self.needs_grad and self._gate is None, self.name)
+        return _rebuild, (type(self), self.numpy().copy(order="K"), self.needs_grad and self.stage is None, self.name)
 
     def detach(self):
         """The same memory, without a past: no gradient flows through it."""
@@ -835,7 +849,7 @@ cdef class Tensor:
         """
         if self.read_only:
             raise ValueError("copy_: the tensor shares a read-only array; copy it first: fb.tensor(a)")
-        if self._gate is not None:
+        if self.stage is not None:
             raise RuntimeError("copy_: a gate made this tensor, and its gradient would flow to the old values: "
                                "use detach() or a new tensor")
         if self._repeats():
