@@ -157,7 +157,8 @@ def _replay(recording, fn, recorded, arena, keep_grads, why):
     program, spans = Program(), []
     for group, stages in itertools.groupby(made.stages, key=lambda stage: stage.group):
         if group is not None:
-            program.begin_group({id(t) for s in group.stages for t in s.writes if id(made.owner(t)) in made.tiled})
+            program.begin_group({id(t) for s in group.stages for t in s.writes if id(made.owner(t)) in made.tiled},
+                                group.span)
         for stage in stages:
             before = program.size
             stage.lower_to(program)

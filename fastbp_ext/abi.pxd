@@ -26,6 +26,8 @@ cdef extern from "abi.h" nogil:
         double c[6]
         int32_t plain
         int32_t group
+        int32_t span
+        int32_t pace
         int32_t operands
         int32_t outputs
         int32_t ndim

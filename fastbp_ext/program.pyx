@@ -3,7 +3,7 @@ from cpython.exc cimport PyErr_CheckSignals
 from libc.stdlib cimport calloc, free, realloc
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
-from fastbp_ext.abi cimport FB_FUSED, fb_flush_begin, fb_flush_end, fb_instruction
+from fastbp_ext.abi cimport fb_flush_begin, fb_flush_end, fb_instruction
 from fastbp_ext.tensor cimport NOWHERE, Memory, Tensor, guards_whole, memory_of, seen_at
 
 import numpy as np
@@ -159,7 +159,8 @@ cdef class Program(Executor):
             self.room = 2 * self.room + 16
         self.code[self.count] = i[0]
         self.code[self.count].group = 0
-        self.code[self.count].chunk = chunk_of(i)
+        self.code[self.count].pace = 1
+        self.code[self.count].chunk = chunk_of(i, i.grain)
         for k in range(i.operands):
             root = (<Tensor> operands[k]).root()
             self.code[self.count].tile[k] = self.tiled is not None and id(root) in self.tiled
@@ -170,19 +171,28 @@ cdef class Program(Executor):
         self.count += 1
         return 0
 
-    def begin_group(self, tiled):
-        """The instructions that follow, all elementwise and of one size, run together, tile by tile.
+    def begin_group(self, tiled, span):
+        """The instructions that follow run together, tile by tile.
 
-        tiled: ids of the recorded tensors whose values live for a tile only, in the memory of one.
+        They are elementwise and of one size; the first may make that size by a product in strips of
+        rows. tiled: ids of the recorded tensors whose values live for a tile only, in the memory of
+        one; span: units of the first in a tile.
         """
         self.tiled = tiled
         self.group_start = self.count
+        self.span = span
 
     def end_group(self):
         """The group ends here."""
+        cdef Py_ssize_t k
+        cdef fb_instruction* first = &self.code[self.group_start]
         self.tiled = None
         if self.count - self.group_start > 1:
-            self.code[self.group_start].group = <int> (self.count - self.group_start)
+            first.group = <int> (self.count - self.group_start)
+            first.span = self.span
+            first.chunk = chunk_of(first, self.span)
+            for k in range(self.group_start, self.count):
+                self.code[k].pace = <int> (self.code[k].units // first.units)
 
     cdef slot(self, Tensor root):
         return self.slots.setdefault(id(root), len(self.slots))
@@ -249,19 +259,21 @@ cdef class Program(Executor):
         spent[j], unless it is NULL, becomes the seconds that instruction j took.
         """
         cdef Py_ssize_t j, last = k + max(self.code[k].group, 1), end
-        cdef Py_ssize_t tile = FB_FUSED if self.code[k].group else stop - start
+        cdef Py_ssize_t span = self.code[k].span if self.code[k].group else stop - start
+        cdef fb_instruction* i
         cdef double begin
         if spent != NULL:
             for j in range(k, last):
                 spent[j] = 0
         while start < stop:
-            end = min(start + tile, stop)
+            end = min(start + span, stop)
             for j in range(k, last):
+                i = &self.code[j]
                 if spent == NULL:
-                    self.code[j].run(&self.code[j], start, end)
+                    i.run(i, start * i.pace, end * i.pace)
                 else:
                     begin = now_seconds()
-                    self.code[j].run(&self.code[j], start, end)
+                    i.run(i, start * i.pace, end * i.pace)
                     spent[j] += now_seconds() - begin - look
             start = end
 
@@ -398,8 +410,8 @@ cdef class Program(Executor):
         return [(self.code[k].units + self.code[k].chunk - 1) // self.code[k].chunk for k in range(self.count)]
 
 
-cdef Py_ssize_t chunk_of(fb_instruction* i) noexcept:
+cdef Py_ssize_t chunk_of(fb_instruction* i, Py_ssize_t grain) noexcept:
     """How many units go to a thread at once: whole grains, about CHUNK_WORK of work."""
-    cdef Py_ssize_t grains = (i.units + i.grain - 1) // i.grain
+    cdef Py_ssize_t grains = (i.units + grain - 1) // grain
     cdef Py_ssize_t chunks = i.work // CHUNK_WORK + 1
-    return (grains + chunks - 1) // chunks * i.grain
+    return (grains + chunks - 1) // chunks * grain

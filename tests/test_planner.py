@@ -61,6 +61,22 @@ def classified(x):
     return fb.value_and_grad(lambda t: fb.cross_entropy(t * 2.0, np.array([3, 1, 19])))(x)
 
 
+WEIGHTS = fb.zeros((20, 6), requires_grad=True), fb.zeros((6,), requires_grad=True)
+DESCENT = optim.SGD(WEIGHTS, lr=0.1)
+
+
+def updated(x):
+    """advance: an update waits for its gradient and for the last reader of the old values, not for the other."""
+    a, b = WEIGHTS
+    a.copy_(x.T @ x[:, :6])
+    b.copy_(x[0, :6])
+    DESCENT.zero_grad()
+    loss = fb.square(fb.tanh(x @ a) @ b).mean()
+    loss.backward()
+    DESCENT.step()
+    return loss
+
+
 def total(x):
     """split: a sum over more than a tile comes as its blocks, and their sum."""
     y = fb.broadcast_to(x, (30, 3, 20)) * 2.0
@@ -81,7 +97,7 @@ def chains(x):
 
 
 PROGRAMS = {"dead": unused, "constant": constants, "same": repeated, "fold": reshaped, "join": classified,
-            "split": total, "postpone": between, "in_place": overwritten, "fuse": chains}
+            "advance": updated, "split": total, "postpone": between, "in_place": overwritten, "fuse": chains}
 
 
 def test_every_pass_has_a_program():
@@ -105,6 +121,9 @@ def test_a_pass_fires_and_its_program_is_golden(name, monkeypatch):
     elif name == "fuse":
         assert plan_of(with_it).tiled and not plan_of(without).tiled
         assert plan_of(with_it).arena_size < plan_of(without).arena_size
+    elif name == "advance":
+        names = [s.name for s in plan_of(with_it).stages]
+        assert names.index("sgd") < len(names) - 1 and [s.name for s in plan_of(without).stages][-2:] == ["sgd", "sgd"]
     elif name == "postpone":
         assert len({s.group for s in plan_of(with_it).stages}) < len({s.group for s in plan_of(without).stages}) + 1
     else:
@@ -143,6 +162,268 @@ def test_every_gate_without_passes(name, k, monkeypatch):
             f.reset()
             monkeypatch.setenv("FASTBP_PASSES_OFF", off)
             assert_same(f(*xs), expected)
+
+
+# --- updates that move up, and stages that run on strips of a product
+
+def descent(optimizer, inputs, dtype="float32"):
+    """A layer, its optimizer, and a step."""
+    fb.manual_seed(0)
+    layer = nn.Linear(inputs, 300).to(dtype)
+    opt = OPTIMIZERS[optimizer](layer.parameters())
+
+    @fb.staged
+    def step(x, y):
+        opt.zero_grad()
+        h = fb.relu(layer(x))
+        loss = fb.mse_loss(h, y)
+        loss.backward()
+        opt.step()
+        return loss, h
+
+    return layer, step
+
+
+def strip_groups(staged):
+    """For each product that others run with, the names of these."""
+    groups = {s.group: None for s in plan_of(staged).stages if s.group is not None and s.form == "packed"}
+    return [[s.name for s in group.stages if s.form != "view"] for group in groups]
+
+
+@pytest.mark.parametrize("inputs", [60, 300])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_bias_and_activation_or_the_update_run_on_strips_of_a_product(optimizer, dtype, inputs, monkeypatch):
+    """The first where a layer has more rows than inputs, the second where it has more inputs than rows."""
+    layers, steps = zip(*[descent(optimizer, inputs, dtype) for _ in range(3)], strict=True)
+    x, y = fb.randn(130, inputs, dtype=dtype, rng=1), fb.randn(130, 300, dtype=dtype, rng=2)
+    for _ in range(4):
+        found = steps[0](x, y)
+        assert_same(found, steps[1].eager(x, y))
+        monkeypatch.setenv("FASTBP_PASSES_OFF", "fuse,advance")
+        assert_same(found, steps[2](x, y))
+        monkeypatch.delenv("FASTBP_PASSES_OFF")
+    kernel = {"sgd": "sgd", "decay": "sgd", "adam": "adam", "adamw": "adam"}.get(optimizer, "momentum")
+    fused = ["matmul", "add", "relu", "sub", "square"] if inputs == 60 else ["matmul", kernel]
+    assert strip_groups(steps[0]) == [fused] and not strip_groups(steps[2])
+    for p, q, r in zip(*[layer.parameters() for layer in layers], strict=True):
+        assert same_bits(p, q) and same_bits(p, r)
+    plan = plan_of(steps[0])
+    product = next(s for s in plan.stages if s.form == "packed").outputs[0]
+    assert id(plan.owner(product)) in plan.tiled    # it is never whole
+
+
+def test_the_listing_of_strips_is_golden():
+    for inputs in (60, 300):
+        _, step = descent("sgd", inputs)
+        step(fb.ones(130, inputs), fb.ones(130, 300))
+        golden(f"strips-{inputs}.txt", str(step.stages()))
+
+
+@pytest.mark.parametrize("columns", [291, 300, 321, 336])
+@pytest.mark.parametrize("k", [2, 5, 70, 600])
+@pytest.mark.parametrize("rows", [112, 141, 1000])
+def test_strips_of_any_shape_have_the_same_bits(rows, columns, k, monkeypatch):
+    x, w, b = fb.randn(rows, k, rng=0), fb.randn(k, columns, rng=1), fb.randn(columns, rng=2)
+    f = fb.staged(lambda x, w, b: (fb.tanh(x @ w + b), fb.exp(0.01 * (x[::-1] @ w)), (x.T.reshape(rows, k) @ w) * b[:1],
+                                   fb.relu(x @ w.T.reshape(columns, k).T)))
+    made = f(x, w, b)
+    assert_same(made, f.eager(x, w, b))
+    assert len(strip_groups(f)) == (4 if rows * columns >= 1 << 15 and rows >= 2 * k else 0)
+    whole = [t.numpy().copy() for t in made]
+    for order in (1, -1):
+        for t in made:
+            t.numpy()[...] = 0
+        f.replays[0].program.run_in_chunks(order)
+        for t, expected in zip(made, whole, strict=True):
+            assert same_bits(t, expected)
+
+
+def trained(step_of, tensors, args, calls=3):
+    """`calls` calls of a step staged and, on copies of the tensors, eager: the same results and tensors; its plan."""
+    copies = [fb.tensor(t.numpy().copy(), requires_grad=t.requires_grad) for t in tensors]
+    staged, other = fb.staged(step_of(*tensors)), step_of(*copies)
+    for _ in range(calls):
+        assert_same(staged(*args), other(*args))
+        for t, u in zip(tensors, copies, strict=True):
+            assert same_bits(t, u)
+    return staged
+
+
+def leaf(*shape, rng):
+    return fb.tensor(0.1 * fb.randn(*shape, rng=rng).numpy(), requires_grad=True)
+
+
+def names(staged):
+    return [s.name for s in plan_of(staged).stages if s.form != "view"]
+
+
+def test_an_update_waits_for_those_who_read_the_old_values():
+    def tied(w):
+        opt = optim.SGD([w], lr=0.01)
+
+        def step(x):
+            loss = (fb.tanh(x @ w) @ w.T).sum()    # the gradient of one use needs w after that of the other
+            opt.zero_grad()
+            loss.backward()
+            opt.step()
+            return loss
+        return step
+
+    trained(tied, [leaf(200, 200, rng=0)], [fb.randn(150, 200, rng=1)])
+
+    def kept_before(w):
+        opt = optim.SGD([w], lr=0.01)
+
+        def step(x):
+            loss = fb.tanh(x @ w).sum()
+            opt.zero_grad()
+            loss.backward()
+            old = w * 1.5
+            opt.step()
+            return loss, old, w + 0.0
+        return step
+
+    trained(kept_before, [leaf(200, 200, rng=0)], [fb.randn(150, 200, rng=1)])
+
+
+def test_an_update_waits_for_those_who_read_the_old_values_by_another_name():
+    """Two tensors over one array, and an array of which they show parts."""
+    array = fb.randn(4, 30, rng=0).numpy()
+    one, two = array[1], array[2:]
+
+    def step_of(*tensors):
+        base, w, v = map(fb.from_numpy, (array, one, two))
+        w.requires_grad = v.requires_grad = True
+        opt = optim.SGD([v, w], lr=0.5)
+
+        def step(x):
+            opt.zero_grad()
+            (fb.tanh(x * w).sum() + fb.square(v * x).sum()).backward()
+            early = base * 2.0 + x
+            opt.step()
+            return early, base + x
+        return step
+
+    x = fb.randn(30, rng=1)
+    before = array.copy()
+    expected = fb.staged(step_of())(x), array.copy()
+    array[...] = before
+    assert_same(expected[0], step_of()(x))
+    assert np.array_equal(expected[1], array)
+
+
+def test_an_update_of_a_gradient_waits_for_its_readers():
+    def step_of(w, v):
+        first, second = optim.SGD([w], lr=0.5), optim.SGD([v], lr=0.5)
+
+        def step(x):
+            w.grad, v.grad = v, x
+            z = fb.tanh(x) * v
+            first.step()
+            second.step()
+            return z
+        return step
+
+    trained(step_of, [leaf(40, rng=0), leaf(40, rng=1)], [fb.randn(40, rng=2)])
+
+
+def graded(gradient_of, shape=(300, 120)):
+    """How a step runs that gives w the gradient `gradient_of(w, x)` of two tensors: the groups of products."""
+    def step_of(w):
+        opt = optim.SGD([w], lr=0.01)
+        given = gradient_of(w)
+
+        def step(x):
+            w.grad = given(x)
+            opt.step()
+            return x.sum()
+        return step
+
+    return strip_groups(trained(step_of, [leaf(*shape, rng=0)], [fb.randn(120, 120, rng=1)]))
+
+
+def test_an_update_runs_with_the_product_that_is_its_gradient():
+    a, g = fb.randn(300, 120, rng=2), fb.randn(300, 120, rng=3)
+    assert graded(lambda w: lambda x: a @ x) == [["matmul", "sgd"]]
+    # Each strip needs rows of w, and the first are changed with the first strip.
+    assert graded(lambda w: lambda x: w @ x) == []
+    assert graded(lambda w: (lambda shown: lambda x: shown @ x)(fb.from_numpy(w.numpy()[::-1]))) == []
+    # C in another order than w; in the same order, under another shape; a product that is not the gradient.
+    assert graded(lambda w: lambda x: (x[:, :50] @ a[:, :50].T).T) == []
+    assert graded(lambda w: lambda x: (x[:, :50] @ a[:, :50].T).reshape(300, 120)) == [["matmul", "sgd"]]
+    assert graded(lambda w: lambda x: g * (a @ x).sum()) == []
+    assert graded(lambda w: lambda x: (a @ x)[:150], (150, 120)) == []    # a part of the product
+    f = fb.staged(lambda x: (a @ x, fb.tanh(g)))
+    assert_same(f(x := fb.randn(120, 120, rng=4)), f.eager(x))
+    assert not strip_groups(f)
+
+
+def test_the_verifier_sees_a_product_that_reads_what_its_strips_change():
+    w = leaf(300, 120, rng=0)
+    opt, a = optim.SGD([w], lr=0.01), fb.randn(300, 120, rng=1)
+
+    def step(x):
+        w.grad = a @ x
+        opt.step()
+
+    f = fb.staged(step)
+    f(fb.randn(120, 120, rng=2))
+    plan = plan_of(f)
+    product = next(s for s in plan.stages if s.form == "packed")
+    verify(plan)
+    product.inputs = (w, product.inputs[1])
+    with pytest.raises(RuntimeError, match="other places"):
+        verify(plan)
+
+
+def test_a_gradient_that_is_returned_or_clipped_is_whole():
+    def step_of(w):
+        opt = optim.SGD([w], lr=0.01)
+
+        def step(x):
+            loss = fb.square(x @ w).mean()
+            opt.zero_grad()
+            loss.backward()
+            g = w.grad
+            w.grad = g * fb.minimum(1.0 / fb.sqrt((g * g).sum()), 1.0)
+            opt.step()
+            return loss, g
+        return step
+
+    trained(step_of, [leaf(200, 200, rng=0)], [fb.randn(150, 200, rng=1)])
+
+
+def test_no_update_passes_a_stage_of_python():
+    """A gate that fails in the middle of the backward pass leaves every weight as it was."""
+    fail = []
+
+    def back(dy, y, x):
+        if fail:
+            raise ArithmeticError("no gradient today")
+        return dy
+
+    gate = fb.define_gate("gate", lambda x: x * 1, back)
+    a, b = leaf(20, 30, rng=0), leaf(30, 5, rng=1)
+    opt = optim.Adam([a, b], lr=0.01)
+
+    @fb.staged
+    def step(x):
+        loss = fb.square(gate(x @ a) @ b).mean()
+        opt.zero_grad()
+        loss.backward()
+        opt.step()
+        return loss
+
+    x = fb.randn(4, 20, rng=2)
+    step(x)
+    assert names(step).index("gate_grad" if "gate_grad" in names(step) else "gate") < names(step).index("adam")
+    before = [t.numpy().copy() for t in (a, b)], opt.state[a]["step"].item()
+    fail.append(1)
+    with pytest.raises(ArithmeticError):
+        step(x)
+    assert all(np.array_equal(t.numpy(), old) for t, old in zip((a, b), before[0], strict=True))
+    assert opt.state[a]["step"].item() == before[1]
 
 
 # --- stages that have the values of others

@@ -5,6 +5,7 @@ A pass takes a `Plan` and changes it; each can be switched off by name
 """
 import os
 
+from fastbp.planner.advance import advance
 from fastbp.planner.arena import bytes_of, lay_out, lives
 from fastbp.planner.constant import constant
 from fastbp.planner.dead import dead
@@ -18,8 +19,8 @@ from fastbp.planner.same import same
 from fastbp.planner.split import split
 from fastbp.planner.verify import verify
 
-PASSES = {"dead": dead, "constant": constant, "same": same, "fold": fold, "join": join, "split": split,
-          "postpone": postpone, "in_place": in_place, "fuse": fuse}
+PASSES = {"dead": dead, "constant": constant, "same": same, "fold": fold, "join": join,
+          "advance": advance, "split": split, "postpone": postpone, "in_place": in_place, "fuse": fuse}
 
 
 def plan(recording):

@@ -34,7 +34,7 @@ def lives(plan):
 
 def bytes_of(plan, t):
     """The bytes that a recorded buffer takes, in whole lines."""
-    elements = min(t.size, TILE) if id(t) in plan.tiled else t.size
+    elements = min(t.size, plan.tiled[id(t)].tile) if id(t) in plan.tiled else t.size
     return -(-elements * t.dtype.itemsize // LINE) * LINE or LINE
 
 

@@ -1,33 +1,62 @@
-"""Pass: elementwise stages one behind the other run together, tile by tile, so that values stay in the L1 cache."""
+"""Pass: stages one behind the other run together, tile by tile, so that values stay in the cache.
+
+Elementwise stages of one size do, and so do those behind a matrix product: they run on a strip of
+its rows while that is in the cache, the bias and the activation of a layer, the mask of a gradient,
+or the update of the weights.
+"""
 from fastbp.planner.arena import TILE, group_ends, lives
-from fastbp.planner.plan import Group
+from fastbp.planner.plan import Group, Memories, Stage
+from fastbp_ext.gate import Pack, Packed
+from fastbp_ext.tensor import abstract_tensor
+
+_ROWS = 28            # of a strip, about: two tiles of the widest registers
+_STRIPS = 4           # as many at least: each reads all of the packed matrix
+_LARGE = 1 << 15      # elements: smaller results stay in the cache as they are
+_PACKED = 1 << 19     # bytes of the packed matrix that stay there too
+_LINE = 64
 
 
 def fuse(plan):
     """Groups of stages; what is made and read within one takes the memory of a tile."""
+    memory = Memories(plan)
     group, groups, views = None, [], []
     for stage in plan.stages:
         if stage.form == "view":    # no instruction: it may stand between two stages of a group
             views.append(stage)
             continue
-        if group is None or not _joins(plan, group, stage):
-            group = Group(stage.outputs[0].size if stage.outputs and stage.form == "elementwise" else 0)
-            views = []
-            if group.size <= TILE or not _joins(plan, group, stage):
-                group = None
+        if group is None or not _joins(memory, group, stage):
+            group, views = _begun_by(memory, stage), []
+            if group is None:
                 continue
             groups.append(group)
         group.stages += [*views, stage]
         views = []
-        if stage.form == "elementwise":
-            group.written.add(id(plan.owner(stage.outputs[0])))
-        group.elsewhere.update(id(plan.owner(t)) for t in stage.inputs
-                               if plan.owner(t) is not None and not _is_whole(group, t))
+        if stage.form != "blocks":
+            group.written.update(memory.of(t) for t in stage.writes)
+        group.elsewhere.update(memory.of(t) for t in stage.inputs
+                               if stage.form == "product" or not _is_whole(group, t))
     for group in groups:
         if len(group.stages) > 1:
             for stage in group.stages:
                 stage.group = group
+    plan.stages = [part for stage in plan.stages for part in _packed(stage)]
     _find_tiled(plan)
+
+
+def _begun_by(memory, stage):
+    """The group that a stage begins, or None."""
+    if stage.form == "product" and stage.outputs[0].ndim == 2:
+        y, w = stage.outputs[0], stage.inputs[1]
+        rows, columns = y.shape
+        # The copy of w has to cost less than what the cache saves.
+        if (y.size >= _LARGE and rows >= max(_STRIPS * _ROWS, 2 * w.shape[0])
+                and 0 < w.size * w.dtype.itemsize <= _PACKED):
+            strip = -(-rows // -(-rows // _ROWS))
+            return Group(y.size, strip, strip * columns)
+    elif stage.form == "elementwise" and stage.outputs[0].size > TILE:
+        group = Group(stage.outputs[0].size, TILE, TILE)
+        return group if _joins(memory, group, stage) else None
+    return None
 
 
 def _is_whole(group, t):
@@ -35,15 +64,35 @@ def _is_whole(group, t):
     return t.is_contiguous and t.size == group.size and t._offset == 0 and t._root.size == t.size
 
 
-def _joins(plan, group, stage):
+def _joins(memory, group, stage):
     """Whether a stage may run with the group: no memory that they write is read at another place."""
     if stage.form == "blocks":
-        return _is_whole(group, stage.inputs[0])
-    if stage.form != "elementwise" or not _is_whole(group, stage.outputs[0]):
-        return False
-    written = group.written | {id(plan.owner(stage.outputs[0]))}
-    return id(plan.owner(stage.outputs[0])) not in group.elsewhere and all(
-        _is_whole(group, t) or id(plan.owner(t)) not in written for t in stage.inputs if plan.owner(t) is not None)
+        return group.span == TILE and _is_whole(group, stage.inputs[0])
+    if group.span != TILE and not any(memory.of(t) in group.written for t in stage.inputs):
+        return False    # the product is made in strips for those who read it
+    writes = {memory.of(t) for t in stage.writes}
+    if stage.form == "update":
+        # Its tensors may be transposed, all alike: it walks their memory in order.
+        return bool(writes) and _walks_as(group, stage) and not writes & (group.elsewhere | group.written)
+    return (stage.form == "elementwise" and _is_whole(group, stage.outputs[0]) and not writes & group.elsewhere
+            and all(_is_whole(group, t) or memory.of(t) not in group.written | writes for t in stage.inputs))
+
+
+def _walks_as(group, update):
+    g = update.inputs[0]
+    return (g.size == g._root.size == group.size and g._root.is_contiguous
+            and all(t.shape == g.shape and t.strides == g.strides for t in update.outputs))
+
+
+def _packed(stage):
+    """A product that begins a group, in its two steps; any other stage as it is."""
+    if stage.form != "product" or stage.group is None:
+        return (stage,)
+    x, w = stage.inputs
+    line = _LINE // w.dtype.itemsize
+    packed = abstract_tensor((w.shape[0], -(-w.shape[1] // line) * line), w.dtype)
+    stage.what, stage.inputs = Packed(), (x, packed)
+    return Stage.made(Pack(), (packed,), (w,), stage.undoes), stage
 
 
 def _find_tiled(plan):

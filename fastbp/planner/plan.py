@@ -62,13 +62,17 @@ class Stage:
 
 
 class Group:
-    """Stages that run together, tile by tile: one behind the other, elementwise, of one size."""
+    """Stages that run together, tile by tile: one behind the other, elementwise, of one size.
 
-    def __init__(self, size):
-        self.size = size
+    The first may be a product in strips of rows, whose result has that size. span: the units of the
+    first stage in a tile, elements or rows; tile: elements in one.
+    """
+
+    def __init__(self, size, span, tile):
+        self.size, self.span, self.tile = size, span, tile
         self.stages = []
-        self.written = set()    # ids of the memory that they write
-        self.elsewhere = set()  # ids of the memory that one reads at another place than where it writes
+        self.written = set()    # the memory that they write
+        self.elsewhere = set()  # the memory that one reads at another place than where it writes
 
 
 class Plan:
@@ -110,3 +114,29 @@ class Plan:
         """The tensors of others that the stages touch or look at, each once."""
         found = {id(t): t for s in self.stages for t in (*s.outputs, *s.inputs) if not t._abstract}
         return list((found | {id(t): t for t in self.looked if id(t._root) not in self.constants}).values())
+
+
+class Memories:
+    """A name for the memory of each tensor: one for all that may share some of it."""
+
+    def __init__(self, plan):
+        self._plan = plan
+        roots = {id(t._root): t._root for s in plan.stages
+                 for t in (*s.outputs, *s.inputs, *getattr(s.what, "hyper", ())) if not t._abstract}
+        spans = sorted((*_bounds(t), key) for key, t in roots.items() if t.size)
+        self._names, name, end = {}, None, 0
+        for low, high, key in spans:
+            name = key if low >= end else name    # else it overlaps the one before
+            self._names[key], end = name, max(high, end)
+
+    def of(self, t):
+        owner = self._plan.owner(t)
+        return id(owner) if owner is not None else self._names.get(id(t._root), id(t._root))
+
+
+def _bounds(t):
+    """Where t's elements begin and end, in bytes."""
+    low = high = t._address
+    for n, step in zip(t.shape, t.strides, strict=True):
+        low, high = low + min(0, (n - 1) * step), high + max(0, (n - 1) * step)
+    return low, high + t.dtype.itemsize

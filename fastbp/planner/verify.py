@@ -1,5 +1,6 @@
 """The check of a plan after every pass, and after it is laid out."""
 from fastbp.planner.arena import bytes_of, lives
+from fastbp.planner.plan import Memories
 
 
 def verify(plan):
@@ -27,20 +28,23 @@ def verify(plan):
         home = plan.owner(t)
         if home is not None and id(t._root) not in inputs and holds.get(id(home)) is not t._root:
             raise RuntimeError(f"plan: the result {t!r} is not there at the end")
-    for stage in plan.stages:
-        if stage.group is not None:
-            _verify_group(plan, stage)
+    groups = {stage.group for stage in plan.stages} - {None}
+    if groups:
+        memory = Memories(plan)
+        for group in groups:
+            _verify_group(memory, group)
     if plan.offsets:
         _verify_arena(plan)
 
 
-def _verify_group(plan, stage):
-    """Memory that a group writes is read and written by its stages element for element."""
-    written = {id(plan.owner(y)) for s in stage.group.stages if s.form == "elementwise" for y in s.writes}
-    for t in (*stage.writes, *stage.reads):
-        whole = t.is_contiguous and t.size == stage.group.size and t._offset == 0
-        if not whole and plan.owner(t) is not None and id(plan.owner(t)) in written:
-            raise RuntimeError(f"plan: {stage!r} is in a group that writes what it reads at other places")
+def _verify_group(memory, group):
+    """Memory that a group writes is read and written by its stages element for element, by a product only written."""
+    written = {memory.of(y) for s in group.stages if s.form != "blocks" for y in s.writes}
+    for stage in group.stages:
+        for t in (*stage.writes, *stage.reads):
+            whole = t.size == group.size and (stage.form == "update" or t.is_contiguous and t._offset == 0)
+            if memory.of(t) in written and not (whole and (stage.form != "packed" or t is stage.outputs[0])):
+                raise RuntimeError(f"plan: {stage!r} is in a group that writes what it reads at other places")
 
 
 def _verify_arena(plan):

@@ -29,6 +29,8 @@ struct fb_instruction {
     double c[FB_CONSTANTS];
     int32_t plain; /* contiguous operands: `inner` on all elements is all that `run` does */
     int32_t group; /* so many instructions, from this one on, run tile by tile: 0 or 2 and more */
+    int32_t span;  /* the first of a group: its units in one tile */
+    int32_t pace;  /* units for one unit of the first of the group */
     int32_t operands, outputs, ndim;
     int32_t kept;             /* reductions: the dimensions before the reduced ones */
     uint8_t itemsize[FB_OPERANDS]; /* 0: passed through as a pointer */
