@@ -48,6 +48,11 @@ def parser():
     train.add_argument("--threads", type=count, metavar="N", help="at most so many; the bits do not depend on it")
     train.add_argument("--save", metavar="FILE", help="write the weights, for fastbp.load and load_state_dict")
     train.set_defaults(run=run_train)
+    bench = commands.add_parser(
+        "bench", help="time fastbp beside NumPy on this machine",
+        description="A short benchmark beside NumPy written by hand, each on one core, after the machine's peak.")
+    bench.add_argument("--quick", action="store_true", help="little of everything: to see that it runs")
+    bench.set_defaults(run=run_bench)
     info = commands.add_parser("info", help="what is in use: version, kernels, threads",
                                description="Print the version, the kernels, the threads and the libraries in use.")
     info.set_defaults(run=lambda args: fb.show_config())
@@ -61,12 +66,17 @@ def run_train(args):
     train(args.data, args.epochs, args.batch_size, args.lr, args.hidden, args.seed, args.save)
 
 
+def run_bench(args):
+    from fastbp.benchmark import bench
+    bench(args.quick)
+
+
 def main(argv=None):
     """Run a command; returns the exit code."""
     args = parser().parse_args(argv)
     try:
         args.run(args)
-    except (OSError, ValueError) as problem:
+    except (OSError, ValueError, RuntimeError) as problem:
         print(f"fastbp {args.command}: {problem}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -40,10 +40,10 @@ class Profile:
         head = f"{'stage':<{width}} {'time':>9} {'part':>5} {'FLOP':>8} {'bytes':>8} {'GFLOP/s':>8} {'of the peak':>11}"
         lines = [head, "-" * len(head)]
         for row in self.rows:
-            line = f"{row.stage:<{width}} {_time(row.seconds):>9} {row.seconds / total:>5.0%} {_count(row.flop):>8} " \
+            line = f"{row.stage:<{width}} {time_text(row.seconds):>9} {row.seconds / total:>5.0%} {_count(row.flop):>8} " \
                    f"{_count(row.bytes):>8} {_rate(row.flop, row.seconds):>8}"
             lines.append(line + (f" {row.share:>6.0%} {row.limit}" if row.limit else ""))
-        lines.append(f"{'a whole run':<{width}} {_time(self.seconds):>9} {'':>5} {_count(self.flop):>8} {'':>8} "
+        lines.append(f"{'a whole run':<{width}} {time_text(self.seconds):>9} {'':>5} {_count(self.flop):>8} {'':>8} "
                      f"{_rate(self.flop, self.seconds):>8}")
         return "\n".join(lines)
 
@@ -95,7 +95,7 @@ def _dtype(stage):
     return found[0] if found else "float32"
 
 
-def _time(seconds):
+def time_text(seconds):
     """Three digits and a unit."""
     for size, unit in ((1, "s"), (1e-3, "ms"), (1e-6, "us")):
         if seconds >= size:

@@ -69,10 +69,9 @@ class Bar:
             self.stream.flush()
 
 
-def run_fastbp(model, X, y, epochs, batch_size, lr, seed, after_epoch):
-    """Train by SGD; `after_epoch(epoch, seconds)` is not counted. Seconds of training are returned."""
+def make_step(model, lr):
+    """A step of SGD on cross-entropy."""
     opt = optim.SGD(model.parameters(), lr=lr)
-    rng = np.random.default_rng(seed)
 
     @fb.staged
     def step(x, labels):
@@ -82,6 +81,12 @@ def run_fastbp(model, X, y, epochs, batch_size, lr, seed, after_epoch):
         opt.step()
         return loss
 
+    return step
+
+
+def run_fastbp(model, X, y, epochs, batch_size, lr, seed, after_epoch):
+    """Train by SGD; `after_epoch(epoch, seconds)` is not counted. Seconds of training are returned."""
+    step, rng = make_step(model, lr), np.random.default_rng(seed)
     total = 0.0
     for epoch in range(epochs):
         bar = Bar(len(X), sys.stderr)

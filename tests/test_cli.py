@@ -19,6 +19,25 @@ def fastbp(*args, cwd=None, **options):
                           **options)
 
 
+def test_bench_prints_the_peak_and_a_ratio_for_each_row():
+    result = fastbp("bench", "--quick")
+    assert result.returncode == 0 and result.stderr == "", result.stderr
+    lines = result.stdout.splitlines()
+    assert any(re.fullmatch(r"peak: +\d+ G float32 multiply-adds/s in a product, \d+ GB/s read and written in a copy",
+                            line) for line in lines)
+    rows = lines[lines.index("") + 3:-1]
+    assert len(rows) == 6 and all(re.search(r" [\d.]+ [mun]s +[\d.]+ [mun]s +[\d.]+$", row) for row in rows)
+    assert rows[0].startswith("circuit") and rows[-1].startswith("784-500-10 ReLU, batch 100, SGD")
+    assert max(map(len, lines[lines.index(""):])) <= 80
+
+
+def test_bench_refuses_to_time_engines_that_disagree(monkeypatch):
+    from fastbp import benchmark
+    monkeypatch.setattr(fb, "tanh", lambda x: fb.sigmoid(x))
+    with pytest.raises(RuntimeError, match="disagree"):
+        benchmark.chain(1000)
+
+
 @pytest.mark.parametrize("seed", [0, 1, 7])
 def test_train_reaches_four_percent_on_the_digits(seed):
     result = fastbp("train", "--seed", seed)
