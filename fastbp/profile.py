@@ -40,8 +40,8 @@ class Profile:
         head = f"{'stage':<{width}} {'time':>9} {'part':>5} {'FLOP':>8} {'bytes':>8} {'GFLOP/s':>8} {'of the peak':>11}"
         lines = [head, "-" * len(head)]
         for row in self.rows:
-            line = f"{row.stage:<{width}} {time_text(row.seconds):>9} {row.seconds / total:>5.0%} {_count(row.flop):>8} " \
-                   f"{_count(row.bytes):>8} {_rate(row.flop, row.seconds):>8}"
+            line = (f"{row.stage:<{width}} {time_text(row.seconds):>9} {row.seconds / total:>5.0%} "
+                    f"{_count(row.flop):>8} {_count(row.bytes):>8} {_rate(row.flop, row.seconds):>8}")
             lines.append(line + (f" {row.share:>6.0%} {row.limit}" if row.limit else ""))
         lines.append(f"{'a whole run':<{width}} {time_text(self.seconds):>9} {'':>5} {_count(self.flop):>8} {'':>8} "
                      f"{_rate(self.flop, self.seconds):>8}")
