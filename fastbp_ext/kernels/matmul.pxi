@@ -20,6 +20,7 @@ cdef extern from "tile.h" nogil:
         Py_ssize_t c_row
         Py_ssize_t k
         Py_ssize_t last
+        Py_ssize_t rows
         int add
 
     enum:
@@ -27,6 +28,9 @@ cdef extern from "tile.h" nogil:
         FB_ROWS_2
         FB_ROWS_3
         FB_ROWS_4
+        FB_NARROW_ROWS
+        FB_SHORT
+        FB_VECTOR_BYTES
         FB_MASKED
         FB_BLOCK
         FB_SCRATCH
@@ -37,6 +41,8 @@ cdef extern from "tile.h" nogil:
 
     ctypedef void (*fb_tile_run)(const fb_tile* t) noexcept nogil
     fb_tile_run tile_of "v_tile_of"(const real* type, Py_ssize_t rows, Py_ssize_t vectors)
+    fb_tile_run narrow_of "v_narrow_of"(const real* type, Py_ssize_t rows, Py_ssize_t groups)
+    fb_tile_run short_of "v_short_of"(const real* type, Py_ssize_t k, Py_ssize_t vectors)
     fb_tile_run column_of "v_column_of"(const real* type, Py_ssize_t vectors)
     void transpose "v_transpose"(real* to, Py_ssize_t to_row, const real* source, Py_ssize_t from_row,
                                  Py_ssize_t rows, Py_ssize_t columns, Py_ssize_t width)
@@ -82,31 +88,58 @@ cdef inline void run_blocks(fb_tile_run run, fb_tile* t, Py_ssize_t k, Py_ssize_
         run(t)
 
 
-cdef inline void run_rows(fb_tile* t, Py_ssize_t rows, Py_ssize_t vectors, Py_ssize_t k, Py_ssize_t block,
-                          bint add) noexcept nogil:
-    """A panel of C: tiles as equally high as can be, so none is a sliver."""
+cdef inline int doublings_of(Py_ssize_t n, Py_ssize_t a_k, Py_ssize_t k) noexcept nogil:
+    """1 or 2 where 2 or 4 rows of a panel of n columns go into one vector, else 0."""
+    if a_k != sizeof(real) or k * a_k < 16:
+        return 0
+    return 2 if 4 * n <= LANES and FB_VECTOR_BYTES == 64 else 1 if 2 * n <= LANES and FB_VECTOR_BYTES >= 32 else 0
+
+
+cdef inline void run_tiles(fb_tile* t, Py_ssize_t rows, Py_ssize_t vectors, int doublings, Py_ssize_t limit,
+                           Py_ssize_t k, Py_ssize_t block, bint add) noexcept nogil:
+    """Rows of a panel, in tiles as equally high as can be, so none is a sliver."""
     cdef:
-        Py_ssize_t limit = (FB_ROWS_1 if vectors == 1 else FB_ROWS_2 if vectors == 2
-                            else FB_ROWS_3 if vectors == 3 else FB_ROWS_4 if vectors == 4 else 1)
-        Py_ssize_t count, height, higher, r
+        Py_ssize_t units = rows >> doublings, count = 1, height = units, higher = 0, r
         const char* a = t.a
         const char* b = t.b
         char* c = t.c
-    if rows <= limit:
-        run_blocks(tile_of(<const real*>c, rows, vectors), t, k, block, add)
-        return
-    count = (rows + limit - 1) // limit
-    height = rows // count + 1
-    higher = rows % count
+    if units > limit:
+        count = (units + limit - 1) // limit
+        height = units // count + 1
+        higher = units % count
     for r in range(count):
-        if r == higher:
+        if r == higher and count > 1:
             height -= 1
         t.a = a
         t.b = b
         t.c = c
-        run_blocks(tile_of(<const real*>c, height, vectors), t, k, block, add)
-        a += height * t.a_row
-        c += height * t.c_row
+        run_blocks(narrow_of(<const real*>c, height, 1 << doublings) if doublings else
+                   tile_of(<const real*>c, height, vectors), t, k, block, add)
+        a += (height << doublings) * t.a_row
+        c += (height << doublings) * t.c_row
+    t.a = a
+    t.b = b
+    t.c = c
+
+
+cdef inline void run_rows(fb_tile* t, Py_ssize_t rows, Py_ssize_t vectors, Py_ssize_t k, Py_ssize_t block,
+                          bint add) noexcept nogil:
+    """A panel of C."""
+    cdef:
+        Py_ssize_t limit = (FB_ROWS_1 if vectors == 1 else FB_ROWS_2 if vectors == 2
+                            else FB_ROWS_3 if vectors == 3 else FB_ROWS_4 if vectors == 4 else 1)
+        Py_ssize_t paired = 0
+        int doublings = doublings_of(t.last, t.a_k, k) if vectors == 1 else 0
+    if k <= FB_SHORT and vectors <= 2 and not (add or doublings):
+        t.k = k
+        t.rows = rows
+        short_of(<const real*>t.c, k, vectors)(t)
+        return
+    if doublings and rows >= 1 << doublings:
+        paired = rows & -(1 << doublings)
+        run_tiles(t, paired, 1, doublings, FB_NARROW_ROWS, k, block, add)
+    if paired < rows:
+        run_tiles(t, rows - paired, vectors, 0, limit, k, block, add)
 
 
 cdef inline void pack_rows(real* to, const char* b, Py_ssize_t b_k, Py_ssize_t k, Py_ssize_t vectors,
@@ -309,10 +342,11 @@ cdef inline void matmul(const fb_instruction* i, Py_ssize_t start, Py_ssize_t st
             for r in range(p.m):
                 for j in range(p.n):
                     (<real*>(p.c + r * p.c_row))[j] = 0
-        elif p.m > 1 and (p.n == 1 or p.n <= LANES // 4 * 3 and p.m >= 2 * LANES and (
-                p.a_row == sizeof(real) or p.k >= 2 * LANES)):
+        elif p.m > 1 and (p.n == 1 or p.n <= LANES // 4 * 3 and p.k > FB_SHORT and (
+                p.n * ((p.m + LANES - 1) // LANES) < p.m if p.a_row == sizeof(real) else
+                p.m >= 2 * LANES and p.k >= 2 * LANES and not doublings_of(p.n, p.a_k, p.k))):
             # Narrow: the transposed product fills its vectors better, which pays for
-            # transposing A and C where that is needed.
+            # transposing C, and A where that is needed.
             q = p
             q.turned = True
             q.m = p.n
