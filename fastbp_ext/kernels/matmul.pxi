@@ -36,6 +36,7 @@ cdef extern from "tile.h" nogil:
         FB_SCRATCH
         FB_A_SCRATCH
         FB_FAR
+        FB_NEAR
         FB_PACK_ROWS
         FB_FEW
 
@@ -220,7 +221,7 @@ cdef inline void multiply(const product* p) noexcept nogil:
         char memory[FB_A_SCRATCH + 64]
         real* scratch = <real*>(memory + (-<Py_ssize_t>memory & 63))
         Py_ssize_t size = sizeof(real), vectors = (p.n + LANES - 1) // LANES, block = block_of(p.k)
-        Py_ssize_t widest = 8 if p.m == 1 else 4 if p.m <= FB_ROWS_4 else 3 if p.m <= FB_ROWS_3 else 2
+        Py_ssize_t widest = 8 if p.m == 1 else 4 if p.m <= FB_ROWS_4 else 2 if p.k <= FB_SHORT else 3
         Py_ssize_t at_once = p.m, first = 0, done, rows, v, width
         bint transposed = p.n > 1 and p.b_column != size, edge, packed, strided = False
         const char* a
@@ -229,15 +230,14 @@ cdef inline void multiply(const product* p) noexcept nogil:
     t.b_k = p.b_k
     t.b_column = p.b_column
     if transposed:
-        widest = min(widest, 2)
-    # A copy of B pays where many tiles read it, sooner where a panel's rows lie so far
-    # apart that they do not stay in L2.
-    packed = transposed or p.m >= (FB_PACK_ROWS if p.k * max(p.b_k, -p.b_k) <= FB_FAR else FB_PACK_ROWS // 4)
+        widest = min(widest, 2 if p.m == 1 else 3)
+    # A copy of B pays where its rows do not stay in L2 and many tiles read them.
+    packed = transposed or p.m >= FB_PACK_ROWS and p.k * max(p.b_k, -p.b_k) > FB_FAR
     if p.m > 2 * FB_ROWS_2:
         # Columns of A that lie 2 KB or 4 KB apart share a few lines of the cache, and a
         # low tile does not use up a line before it is gone.
         strided = p.a_row == size and p.a_k & 2047 == 0 and FB_ROWS_2 * size <= 48 and p.k <= FB_BLOCK and vectors > 4
-        at_once = (FB_A_SCRATCH if strided else FB_FAR) // (p.k * size) & -LANES
+        at_once = (FB_A_SCRATCH if strided else FB_FAR if packed else FB_NEAR) // (p.k * size) & -LANES
         at_once = max(at_once, <Py_ssize_t>LANES)
     while first < p.m:
         rows = min(at_once, p.m - first)
@@ -252,6 +252,8 @@ cdef inline void multiply(const product* p) noexcept nogil:
             v = min(widest, vectors - done)
             if 4 < v < 8:
                 v = 4
+            if v == 3 and vectors - done == 4:
+                v = 2
             # Without masked loads a last vector that is not whole has to be packed.
             edge = not FB_MASKED and done + v == vectors and p.n % LANES
             if edge and v >= 4:

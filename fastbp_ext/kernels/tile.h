@@ -39,21 +39,30 @@ enum { FB_ROWS_1 = 12, FB_ROWS_2 = 6, FB_ROWS_3 = 4, FB_ROWS_4 = 2, FB_SHORT = 4
 
 enum {
     FB_BLOCK = 512,                /* the longest chain; a multiple of 16 */
-    FB_PACK_ROWS = 16 * FB_ROWS_2, /* with as many rows of A a copy of B pays for itself */
-    FB_SCRATCH = 64 << 10,         /* bytes of packed B: FB_BLOCK rows of 2 vectors of 64 bytes */
+    FB_PACK_ROWS = 4 * FB_ROWS_2,  /* with as many rows of A a copy of B pays for itself */
+    FB_SCRATCH = 96 << 10,         /* bytes of packed B: FB_BLOCK rows of 3 vectors of 64 bytes */
     FB_A_SCRATCH = 48 << 10,       /* bytes of packed A */
+    FB_NEAR = 256 << 10,           /* bytes of A that stay in L2 beside a panel of B */
     FB_FAR = 2 << 20,              /* bytes that do not stay in L2 */
     FB_NARROW_ROWS = 8,            /* vectors in a tile of several rows a vector */
     FB_FEW = 32,                   /* multiply-adds that are done before a tile is set up */
 };
 
-/* Where a masked load is as cheap as a whole one, tiles read B in place at the
-   right edge; elsewhere the edge is packed, padded to a whole vector. */
+/* Where masks are free, tiles read B in place at the right edge; elsewhere the edge is
+   packed, padded to a whole vector. */
 #if defined(__AVX512F__)
 enum { FB_MASKED = 1 };
 #else
 enum { FB_MASKED = 0 };
 #endif
+#define FB_EDGE(S, T) \
+    FB_INLINE vec_##S load_edge_##S(const T *p, Py_ssize_t m) { return FB_MASKED ? load_part_##S(p, m) : load_##S(p, m); } \
+    FB_INLINE void store_edge_##S(T *p, vec_##S v, Py_ssize_t m) { \
+        if (FB_MASKED) store_part_##S(p, v, m); else store_##S(p, v, m); \
+    }
+FB_EDGE(f32, float)
+FB_EDGE(f64, double)
+#undef FB_EDGE
 
 /* Keeps the compiler from moving loads over it: what is used twice stays in a
    register instead of being loaded twice, often across two cache lines. */
@@ -82,12 +91,19 @@ enum { FB_MASKED = 0 };
                 FB_UNROLL for (int v = 0; v < V; v++) acc[r * V + v] = fma_##S(x, row[v], acc[r * V + v]); \
             } \
         } \
-        FB_UNROLL for (int r = 0; r < R; r++) \
-            FB_UNROLL for (int v = 0; v < V; v++) { \
-                T *c = (T *)(t->c + r * t->c_row) + v * LANES_##S; \
-                if (t->add) acc[r * V + v] += v < V - 1 ? load_all_##S(c) : load_##S(c, last); \
-                if (v < V - 1) store_all_##S(c, acc[r * V + v]); else store_##S(c, acc[r * V + v], last); \
-            } \
+        char *c = t->c; \
+        Py_ssize_t c_row = t->c_row; \
+        if (t->add) \
+            FB_UNROLL for (int r = 0; r < R; r++) \
+                FB_UNROLL for (int v = 0; v < V; v++) { \
+                    const T *p = (const T *)(c + r * c_row) + v * LANES_##S; \
+                    acc[r * V + v] += v < V - 1 ? load_all_##S(p) : load_edge_##S(p, last); \
+                } \
+        FB_UNROLL for (int r = 0; r < R; r++) { \
+            T *p = (T *)(c + r * c_row); \
+            FB_UNROLL for (int v = 0; v < V - 1; v++) store_all_##S(p + v * LANES_##S, acc[r * V + v]); \
+            store_edge_##S(p + (V - 1) * LANES_##S, acc[r * V + V - 1], last); \
+        } \
     }
 FB_TILE_BODY(f32, float)
 FB_TILE_BODY(f64, double)
@@ -194,8 +210,8 @@ FB_INLINE vec_f64 load_groups_f64(int G, const double *p, Py_ssize_t n) {
             } else { \
                 FB_UNROLL for (int g = 0; g < G; g++, c += t->c_row) { \
                     vec_##S v = g ? down_##S(acc[r], g * (L / G)) : acc[r]; \
-                    if (t->add) v += load_##S((const T *)c, last); \
-                    store_##S((T *)c, v, last); \
+                    if (t->add) v += load_edge_##S((const T *)c, last); \
+                    store_edge_##S((T *)c, v, last); \
                 } \
             } \
         } \
@@ -217,7 +233,7 @@ FB_INLINE vec_f64 load_groups_f64(int G, const double *p, Py_ssize_t n) {
                 FB_UNROLL for (int v = 0; v < V; v++) acc[v] = fma_##S(x, y[k * V + v], acc[v]); \
             } \
             FB_UNROLL for (int v = 0; v < V - 1; v++) store_all_##S((T *)c + v * L, acc[v]); \
-            store_##S((T *)c + (V - 1) * L, acc[V - 1], last); \
+            store_edge_##S((T *)c + (V - 1) * L, acc[V - 1], last); \
         } \
     }
 #define FB_STEP_OF(S, q) FB_UNROLL for (int r = 0; r < R; r++) acc[r] = fma_##S(FB_ELEMENT_##S(x[r], q), y[q], acc[r]);
