@@ -80,7 +80,7 @@ def test_every_small_float64_product(k):
 
 @pytest.mark.parametrize("m, k, n", [
     (200, 24, 8), (200, 8, 2), (24, 200, 8), (8, 200, 2), (100, 500, 10), (3, 1100, 70), (70, 1100, 3), (500, 10, 33),
-    (130, 520, 130), (1, 1030, 65), (65, 1030, 1)])
+    (130, 520, 130), (33, 128, 200), (100, 64, 64), (1, 1030, 65), (65, 1030, 1)])
 def test_larger_float32_products(m, k, n):
     x, w = operands(m, k, n, np.float32)
     expected = chain(x, w)

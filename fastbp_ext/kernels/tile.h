@@ -322,9 +322,9 @@ FB_INLINE fb_tile_run short_of_f64(const double *type, Py_ssize_t k, Py_ssize_t 
 /* transpose: to[j, i] = from[i, j] for i < rows and j < columns, LANES at most of
    either; of each row of `to` `width` elements are written, zeros for i >= rows.
 
-   column: a tile of one row where B has unit stride along k: blocks of LANES
-   columns by LANES k are transposed in registers and used at once. Lanes beyond
-   the last column repeat it and are not stored. Strides are in bytes. */
+   column: a row of `last` columns, 4 vectors at most, where B has unit stride along k:
+   blocks of LANES columns by LANES k are transposed in registers and used at once. Four
+   chains run at a time. Strides are in bytes. */
 #define FB_COLUMNS(S, T) \
     static void transpose_##S(T *to, Py_ssize_t to_row, const T *source, Py_ssize_t from_row, \
                               Py_ssize_t rows, Py_ssize_t columns, Py_ssize_t width) { \
@@ -348,46 +348,41 @@ FB_INLINE fb_tile_run short_of_f64(const double *type, Py_ssize_t k, Py_ssize_t 
                 if (i < columns) store_##S((T *)((char *)to + i * to_row), t[i], width); \
         } \
     } \
-    FB_INLINE void column_##S(int V, const fb_tile *p) { \
+    static void column_##S(const fb_tile *p) { \
         enum { L = LANES_##S }; \
         T part[L * L]; \
-        vec_##S acc[2] = {{0}, {0}}; \
-        Py_ssize_t at[2 * L], last = p->last + (V - 1) * L - 1, a_k = p->a_k, k; \
+        vec_##S acc[4] = {{0}, {0}, {0}, {0}}; \
+        Py_ssize_t a_k = p->a_k, k = p->k, column = p->b_column; \
         const char *a = p->a, *b = p->b; \
-        FB_UNROLL for (int i = 0; i < V * L; i++) at[i] = (i < last ? i : last) * p->b_column; \
-        for (k = p->k; k >= L; k -= L, a += L * a_k, b += sizeof(vec_##S)) \
-            FB_UNROLL for (int v = 0; v < V; v++) { \
-                vec_##S t[L]; \
-                FB_UNROLL for (int i = 0; i < L; i++) t[i] = load_all_##S((const T *)(b + at[v * L + i])); \
-                FB_FENCE FB_TURN_##S \
-                FB_UNROLL for (int i = 0; i < L; i++) \
-                    acc[v] = fma_##S(FB_SPREAD(S, *(const T *)(a + i * a_k)), t[i], acc[v]); \
-                FB_FENCE \
+        for (; k > 0; k -= L, a += L * a_k, b += sizeof(vec_##S)) \
+            for (Py_ssize_t v = 0; v * L < p->last; v++) { \
+                Py_ssize_t width = p->last - v * L; \
+                const char *from = b + v * L * column; \
+                if (k >= L && width >= L) { \
+                    vec_##S t[L]; \
+                    FB_UNROLL for (int i = 0; i < L; i++) t[i] = load_all_##S((const T *)(from + i * column)); \
+                    FB_FENCE FB_TURN_##S \
+                    FB_UNROLL for (int i = 0; i < L; i++) \
+                        acc[v] = fma_##S(FB_SPREAD(S, *(const T *)(a + i * a_k)), t[i], acc[v]); \
+                } else { \
+                    transpose_##S(part, sizeof(vec_##S), (const T *)from, column, width < L ? width : L, k < L ? k : L, L); \
+                    for (Py_ssize_t i = 0; i < (k < L ? k : L); i++) \
+                        acc[v] = fma_##S(FB_SPREAD(S, *(const T *)(a + i * a_k)), load_all_##S(part + i * L), acc[v]); \
+                } \
             } \
-        if (k > 0) \
-            FB_UNROLL for (int v = 0; v < V; v++) { \
-                transpose_##S(part, sizeof(vec_##S), (const T *)(b + at[v * L]), p->b_column, \
-                              v < V - 1 ? L : p->last, k, L); \
-                for (Py_ssize_t i = 0; i < k; i++) \
-                    acc[v] = fma_##S(FB_SPREAD(S, *(const T *)(a + i * a_k)), load_all_##S(part + i * L), acc[v]); \
-            } \
-        FB_UNROLL for (int v = 0; v < V; v++) { \
+        for (Py_ssize_t v = 0; v * L < p->last; v++) { \
             T *c = (T *)p->c + v * L; \
-            Py_ssize_t m = v < V - 1 ? L : p->last; \
+            Py_ssize_t m = p->last - v * L; \
             if (p->add) acc[v] += load_##S(c, m); \
             store_##S(c, acc[v], m); \
         } \
     } \
-    static void column_##S##_1(const fb_tile *p) { column_##S(1, p); } \
-    static void column_##S##_2(const fb_tile *p) { column_##S(2, p); } \
-    FB_INLINE fb_tile_run column_of_##S(const T *type, Py_ssize_t vectors) { \
-        return (void)type, vectors == 1 ? column_##S##_1 : column_##S##_2; \
-    }
+    FB_INLINE fb_tile_run column_of_##S(const T *type) { return (void)type, column_##S; }
 FB_COLUMNS(f32, float)
 FB_COLUMNS(f64, double)
 #undef FB_COLUMNS
 #define v_transpose(to, to_row, from, from_row, rows, columns, width) \
     FB_PICK_POINTER(transpose, to)(to, to_row, from, from_row, rows, columns, width)
-#define v_column_of(type, vectors) FB_PICK_POINTER(column_of, type)(type, vectors)
+#define v_column_of(type) FB_PICK_POINTER(column_of, type)(type)
 
 #endif
