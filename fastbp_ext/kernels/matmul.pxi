@@ -269,9 +269,11 @@ cdef inline void multiply(const product* p) noexcept nogil:
         char memory[FB_A_SCRATCH + 64]
         real* scratch = <real*>(memory + (-<Py_ssize_t>memory & 63))
         Py_ssize_t size = sizeof(real), vectors = (p.n + LANES - 1) // LANES, block = block_of(p.k)
-        Py_ssize_t widest = 8 if p.m == 1 else 4 if p.m <= FB_ROWS_4 else 3
-        Py_ssize_t at_once = p.m, first = 0, done, rows, v, width
+        Py_ssize_t widest = 4 if p.m <= FB_ROWS_4 else 3
+        Py_ssize_t at_once = p.m, first = 0, done, rows, left, v, width
         bint transposed = p.n > 1 and p.b_column != size, edge, packed, strided = False
+        # The last vector is a panel of its own where its few columns take several rows a vector.
+        bint apart = p.n % LANES > 0 and p.m >= LANES and doublings_of(p.n % LANES, p.a_k, p.k) > 0
         const char* a
     if p.m == 1 and (transposed or FB_MASKED or p.n % LANES == 0):
         multiply_row(p)
@@ -303,15 +305,16 @@ cdef inline void multiply(const product* p) noexcept nogil:
             t.a_k = v * LANES * size
         done = 0
         while done < vectors:
-            v = min(widest, vectors - done)
-            if 4 < v < 8:
-                v = 4
-            if v == 3 and vectors - done == 4:
+            left = vectors - done
+            if left > 1:
+                left -= apart
+            v = min(widest, left)
+            if v == 3 and left == 4:
                 v = 2
             # Without masked loads a last vector that is not whole has to be packed.
             edge = not FB_MASKED and done + v == vectors and p.n % LANES
-            if edge and v >= 4:
-                v, edge = 4 if v > 4 else 3, False
+            if edge and v == 4:
+                v, edge = 3, False
             width = min(v * LANES, p.n - done * LANES)
             t.last = width - (v - 1) * LANES
             t.a = a

@@ -21,9 +21,9 @@ typedef struct {
 /* How many rows a tile of 1, 2, 3, 4 and 8 vectors can have: accumulators,
    the vectors of B and one element of A fill the registers. */
 #if defined(__AVX512F__) || defined(__aarch64__)
-#define FB_SHAPES(X, ...) FB_TO_14(X, 1, __VA_ARGS__) FB_TO_14(X, 2, __VA_ARGS__) \
+#define FB_SHAPES(X, ...) FB_TO_9(X, 1, __VA_ARGS__) FB_TO_12(X, 2, __VA_ARGS__) \
     FB_TO_9(X, 3, __VA_ARGS__) FB_TO_6(X, 4, __VA_ARGS__) FB_TO_1(X, 8, __VA_ARGS__)
-enum { FB_ROWS_1 = 14, FB_ROWS_2 = 14, FB_ROWS_3 = 9, FB_ROWS_4 = 6, FB_SHORT = 12 };
+enum { FB_ROWS_1 = 9, FB_ROWS_2 = 12, FB_ROWS_3 = 9, FB_ROWS_4 = 6, FB_SHORT = 12 };
 #else
 #define FB_SHAPES(X, ...) FB_TO_12(X, 1, __VA_ARGS__) FB_TO_6(X, 2, __VA_ARGS__) \
     FB_TO_4(X, 3, __VA_ARGS__) FB_TO_2(X, 4, __VA_ARGS__) FB_TO_1(X, 8, __VA_ARGS__)
@@ -35,7 +35,6 @@ enum { FB_ROWS_1 = 12, FB_ROWS_2 = 6, FB_ROWS_3 = 4, FB_ROWS_4 = 2, FB_SHORT = 4
 #define FB_TO_6(X, ...) FB_TO_4(X, __VA_ARGS__) X(5, __VA_ARGS__) X(6, __VA_ARGS__)
 #define FB_TO_9(X, ...) FB_TO_6(X, __VA_ARGS__) X(7, __VA_ARGS__) X(8, __VA_ARGS__) X(9, __VA_ARGS__)
 #define FB_TO_12(X, ...) FB_TO_9(X, __VA_ARGS__) X(10, __VA_ARGS__) X(11, __VA_ARGS__) X(12, __VA_ARGS__)
-#define FB_TO_14(X, ...) FB_TO_12(X, __VA_ARGS__) X(13, __VA_ARGS__) X(14, __VA_ARGS__)
 
 enum {
     FB_BLOCK = 512,                /* the longest chain; a multiple of 16 */
@@ -114,8 +113,8 @@ FB_TILE_BODY(f64, double)
 typedef void (*fb_tile_run)(const fb_tile *);
 FB_SHAPES(FB_ONE, f32)
 FB_SHAPES(FB_ONE, f64)
-static const fb_tile_run fb_tiles_f32[9][15] = {FB_SHAPES(FB_ENTRY, f32)};
-static const fb_tile_run fb_tiles_f64[9][15] = {FB_SHAPES(FB_ENTRY, f64)};
+static const fb_tile_run fb_tiles_f32[9][13] = {FB_SHAPES(FB_ENTRY, f32)};
+static const fb_tile_run fb_tiles_f64[9][13] = {FB_SHAPES(FB_ENTRY, f64)};
 #undef FB_ONE
 #undef FB_ENTRY
 
