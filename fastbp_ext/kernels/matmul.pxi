@@ -20,6 +20,7 @@ cdef extern from "tile.h" nogil:
         Py_ssize_t c_row
         Py_ssize_t k
         Py_ssize_t last
+        Py_ssize_t rows
         int add
 
     enum:
@@ -27,17 +28,23 @@ cdef extern from "tile.h" nogil:
         FB_ROWS_2
         FB_ROWS_3
         FB_ROWS_4
+        FB_NARROW_ROWS
+        FB_SHORT
+        FB_VECTOR_BYTES
         FB_MASKED
         FB_BLOCK
         FB_SCRATCH
         FB_A_SCRATCH
         FB_FAR
+        FB_NEAR
         FB_PACK_ROWS
         FB_FEW
 
     ctypedef void (*fb_tile_run)(const fb_tile* t) noexcept nogil
     fb_tile_run tile_of "v_tile_of"(const real* type, Py_ssize_t rows, Py_ssize_t vectors)
-    fb_tile_run column_of "v_column_of"(const real* type, Py_ssize_t vectors)
+    fb_tile_run narrow_of "v_narrow_of"(const real* type, Py_ssize_t rows, Py_ssize_t groups)
+    fb_tile_run short_of "v_short_of"(const real* type, Py_ssize_t k, Py_ssize_t vectors)
+    fb_tile_run column_of "v_column_of"(const real* type)
     void transpose "v_transpose"(real* to, Py_ssize_t to_row, const real* source, Py_ssize_t from_row,
                                  Py_ssize_t rows, Py_ssize_t columns, Py_ssize_t width)
 
@@ -82,31 +89,58 @@ cdef inline void run_blocks(fb_tile_run run, fb_tile* t, Py_ssize_t k, Py_ssize_
         run(t)
 
 
-cdef inline void run_rows(fb_tile* t, Py_ssize_t rows, Py_ssize_t vectors, Py_ssize_t k, Py_ssize_t block,
-                          bint add) noexcept nogil:
-    """A panel of C: tiles as equally high as can be, so none is a sliver."""
+cdef inline int doublings_of(Py_ssize_t n, Py_ssize_t a_k, Py_ssize_t k) noexcept nogil:
+    """1 or 2 where 2 or 4 rows of a panel of n columns go into one vector, else 0."""
+    if a_k != sizeof(real) or k * a_k < 16:
+        return 0
+    return 2 if 4 * n <= LANES and FB_VECTOR_BYTES == 64 else 1 if 2 * n <= LANES and FB_VECTOR_BYTES >= 32 else 0
+
+
+cdef inline void run_tiles(fb_tile* t, Py_ssize_t rows, Py_ssize_t vectors, int doublings, Py_ssize_t limit,
+                           Py_ssize_t k, Py_ssize_t block, bint add) noexcept nogil:
+    """Rows of a panel, in tiles as equally high as can be, so none is a sliver."""
     cdef:
-        Py_ssize_t limit = (FB_ROWS_1 if vectors == 1 else FB_ROWS_2 if vectors == 2
-                            else FB_ROWS_3 if vectors == 3 else FB_ROWS_4 if vectors == 4 else 1)
-        Py_ssize_t count, height, higher, r
+        Py_ssize_t units = rows >> doublings, count = 1, height = units, higher = 0, r
         const char* a = t.a
         const char* b = t.b
         char* c = t.c
-    if rows <= limit:
-        run_blocks(tile_of(<const real*>c, rows, vectors), t, k, block, add)
-        return
-    count = (rows + limit - 1) // limit
-    height = rows // count + 1
-    higher = rows % count
+    if units > limit:
+        count = (units + limit - 1) // limit
+        height = units // count + 1
+        higher = units % count
     for r in range(count):
-        if r == higher:
+        if r == higher and count > 1:
             height -= 1
         t.a = a
         t.b = b
         t.c = c
-        run_blocks(tile_of(<const real*>c, height, vectors), t, k, block, add)
-        a += height * t.a_row
-        c += height * t.c_row
+        run_blocks(narrow_of(<const real*>c, height, 1 << doublings) if doublings else
+                   tile_of(<const real*>c, height, vectors), t, k, block, add)
+        a += (height << doublings) * t.a_row
+        c += (height << doublings) * t.c_row
+    t.a = a
+    t.b = b
+    t.c = c
+
+
+cdef inline void run_rows(fb_tile* t, Py_ssize_t rows, Py_ssize_t vectors, Py_ssize_t k, Py_ssize_t block,
+                          bint add) noexcept nogil:
+    """A panel of C."""
+    cdef:
+        Py_ssize_t limit = (FB_ROWS_1 if vectors == 1 else FB_ROWS_2 if vectors == 2
+                            else FB_ROWS_3 if vectors == 3 else FB_ROWS_4 if vectors == 4 else 1)
+        Py_ssize_t paired = 0
+        int doublings = doublings_of(t.last, t.a_k, k) if vectors == 1 else 0
+    if k <= FB_SHORT and vectors <= 2 and not (add or doublings):
+        t.k = k
+        t.rows = rows
+        short_of(<const real*>t.c, k, vectors)(t)
+        return
+    if doublings and rows >= 1 << doublings:
+        paired = rows & -(1 << doublings)
+        run_tiles(t, paired, 1, doublings, FB_NARROW_ROWS, k, block, add)
+    if paired < rows:
+        run_tiles(t, rows - paired, vectors, 0, limit, k, block, add)
 
 
 cdef inline void pack_rows(real* to, const char* b, Py_ssize_t b_k, Py_ssize_t k, Py_ssize_t vectors,
@@ -134,77 +168,132 @@ cdef inline void pack_columns(real* to, const char* b, Py_ssize_t b_column, Py_s
             r += LANES
 
 
-cdef inline void run_packed(fb_tile* t, Py_ssize_t rows, Py_ssize_t vectors, Py_ssize_t k, Py_ssize_t block,
-                            bint transposed) noexcept nogil:
+cdef inline void turn(const product* p, const real* rows, Py_ssize_t pitch, Py_ssize_t row, Py_ssize_t m,
+                      Py_ssize_t first, Py_ssize_t count) noexcept nogil:
+    """Rows [row, row + m), columns [first, first + count) of a turned C, from rows of `pitch` elements."""
+    cdef:
+        char* c = p.c + first * p.c_row + row * <Py_ssize_t>sizeof(real)
+        Py_ssize_t j = 0
+    while j < count:
+        transpose(<real*>(c + j * p.c_row), p.c_row, rows + j, pitch * <Py_ssize_t>sizeof(real),
+                  m, min(<Py_ssize_t>LANES, count - j), m)
+        j += LANES
+
+
+cdef inline void run_panel(const product* p, fb_tile* t, Py_ssize_t rows, Py_ssize_t vectors, Py_ssize_t k,
+                           Py_ssize_t block, bint add, Py_ssize_t column) noexcept nogil:
+    """A panel of C from column `column` on; of a turned C, LANES rows at a time."""
+    cdef:
+        real part[LANES * 8 * LANES]
+        Py_ssize_t r = 0, m
+        const char* a = t.a
+        const char* b = t.b
+    if not p.turned:
+        run_rows(t, rows, vectors, k, block, add)
+        return
+    t.c_row = vectors * LANES * <Py_ssize_t>sizeof(real)
+    while r < rows:
+        m = min(<Py_ssize_t>LANES, rows - r)
+        t.a = a + r * t.a_row
+        t.b = b
+        t.c = <char*>part
+        run_rows(t, m, vectors, k, block, add)
+        turn(p, part, vectors * LANES, r, m, column, (vectors - 1) * LANES + t.last)
+        r += m
+
+
+cdef inline void run_packed(const product* p, fb_tile* t, Py_ssize_t rows, Py_ssize_t vectors, Py_ssize_t block,
+                            bint transposed, Py_ssize_t column) noexcept nogil:
     """A panel of C by way of a packed panel of B, in pieces of as many blocks of k as fit."""
     cdef:
         char memory[FB_SCRATCH + 64]
         real* scratch = <real*>(memory + (-<Py_ssize_t>memory & 63))
         Py_ssize_t row_bytes = vectors * LANES * <Py_ssize_t>sizeof(real)
-        Py_ssize_t piece = k, done = 0, some
+        Py_ssize_t piece = p.k, done = 0, some
         const char* a = t.a
         const char* b = t.b
         char* c = t.c
-        Py_ssize_t b_k = t.b_k
     if piece * row_bytes > FB_SCRATCH:
         piece = FB_SCRATCH // (block * row_bytes) * block
     t.b_k = row_bytes
-    while done < k:
-        some = min(piece, k - done)
+    while done < p.k:
+        some = min(piece, p.k - done)
         if transposed:
-            pack_columns(scratch, b + done * b_k, t.b_column, some, vectors, t.last)
+            pack_columns(scratch, b + done * p.b_k, t.b_column, some, vectors, t.last)
         else:
-            pack_rows(scratch, b + done * b_k, b_k, some, vectors, t.last)
+            pack_rows(scratch, b + done * p.b_k, p.b_k, some, vectors, t.last)
         t.a = a + done * t.a_k
         t.b = <const char*>scratch
         t.c = c
-        run_rows(t, rows, vectors, some, block, done > 0)
+        run_panel(p, t, rows, vectors, some, block, done > 0, column)
         done += some
-    t.b_k = b_k
+    t.b_k = p.b_k
 
 
-cdef inline void turn(const product* p, const real* rows, Py_ssize_t pitch, Py_ssize_t first,
-                      Py_ssize_t count) noexcept nogil:
-    """Columns [first, first + count) of a turned C, from rows of `pitch` elements."""
+cdef inline void multiply_row(const product* p) noexcept nogil:
+    """A product of one row: nothing is copied, B is read once."""
     cdef:
-        char* c = p.c + first * p.c_row
-        Py_ssize_t j = 0
-    if p.m == 1:
-        for j in range(count):
-            (<real*>(c + j * p.c_row))[0] = rows[j]
-        return
-    while j < count:
-        transpose(<real*>(c + j * p.c_row), p.c_row, rows + j, pitch * <Py_ssize_t>sizeof(real),
-                  p.m, min(<Py_ssize_t>LANES, count - j), p.m)
-        j += LANES
+        fb_tile t
+        real part[8 * LANES]
+        bint transposed = p.n > 1 and p.b_column != sizeof(real)
+        Py_ssize_t block = block_of(p.k), left = (p.n + LANES - 1) // LANES, done = 0, v, width, j
+    t.a_row = t.c_row = 0
+    t.a_k = p.a_k
+    t.b_k = p.b_k
+    t.b_column = p.b_column
+    while left > 0:
+        # Long rows of a transposed B, a power of 2 apart, would drive each other out of L1.
+        v = 8 if left >= 8 and not transposed else 4 if left >= 4 and (p.k <= 128 or not transposed) else min(
+            <Py_ssize_t>2, left)
+        width = min(v * LANES, p.n - done)
+        t.a = p.a
+        t.b = p.b + done * p.b_column
+        t.c = <char*>part if p.turned else p.c + done * <Py_ssize_t>sizeof(real)
+        if transposed:
+            t.last = width
+            run_blocks(column_of(<const real*>t.c), &t, p.k, block, False)
+        else:
+            t.last = width - (v - 1) * LANES
+            run_blocks(tile_of(<const real*>t.c, 1, v), &t, p.k, block, False)
+        if p.turned:
+            for j in range(width):
+                (<real*>(p.c + (done + j) * p.c_row))[0] = part[j]
+        done += width
+        left -= v
 
 
 cdef inline void multiply(const product* p) noexcept nogil:
     """One product: blocks of rows of A, as many as stay in L2, by panels of columns of B."""
     cdef:
         fb_tile t
-        real turned[LANES * 8 * LANES]
         char memory[FB_A_SCRATCH + 64]
         real* scratch = <real*>(memory + (-<Py_ssize_t>memory & 63))
         Py_ssize_t size = sizeof(real), vectors = (p.n + LANES - 1) // LANES, block = block_of(p.k)
-        Py_ssize_t widest = 8 if p.m == 1 else 4 if p.m <= FB_ROWS_4 else 3 if p.m <= FB_ROWS_3 else 2
-        Py_ssize_t at_once = p.m, first = 0, done, rows, v, width
+        Py_ssize_t widest = 4 if p.m <= FB_ROWS_4 else 3
+        Py_ssize_t at_once = p.m, first = 0, done, rows, left, v, width
         bint transposed = p.n > 1 and p.b_column != size, edge, packed, strided = False
+        # The last vector is a panel of its own where its few columns take several rows a vector.
+        bint apart = p.n % LANES > 0 and p.m >= LANES and doublings_of(p.n % LANES, p.a_k, p.k) > 0
         const char* a
+    if p.m == 1 and (transposed or FB_MASKED or p.n % LANES == 0):
+        multiply_row(p)
+        return
     t.a_row = p.a_row
     t.a_k = p.a_k
     t.b_k = p.b_k
     t.b_column = p.b_column
+    if p.m > FB_ROWS_4 and (p.k <= FB_SHORT or FB_ROWS_3 < 8 and p.a_row == size):
+        # Low tiles take few of the elements in a line of a transposed A.
+        widest = 2
     if transposed:
-        widest = min(widest, 2)
-    # A copy of B pays where many tiles read it, sooner where a panel's rows lie so far
-    # apart that they do not stay in L2.
-    packed = transposed or p.m >= (FB_PACK_ROWS if p.k * max(p.b_k, -p.b_k) <= FB_FAR else FB_PACK_ROWS // 4)
-    if p.m > 2 * FB_ROWS_2:
+        widest = min(widest, 3)
+    # A copy of B pays where its rows do not stay in L2 and many tiles read them.
+    packed = transposed or p.m >= FB_PACK_ROWS and p.k * max(p.b_k, -p.b_k) > FB_FAR
+    if p.m > 2 * FB_ROWS_2 and not p.turned:
         # Columns of A that lie 2 KB or 4 KB apart share a few lines of the cache, and a
         # low tile does not use up a line before it is gone.
         strided = p.a_row == size and p.a_k & 2047 == 0 and FB_ROWS_2 * size <= 48 and p.k <= FB_BLOCK and vectors > 4
-        at_once = (FB_A_SCRATCH if strided else FB_FAR) // (p.k * size) & -LANES
+        at_once = (FB_A_SCRATCH if strided else FB_FAR if packed else FB_NEAR) // (p.k * size) & -LANES
         at_once = max(at_once, <Py_ssize_t>LANES)
     while first < p.m:
         rows = min(at_once, p.m - first)
@@ -216,31 +305,26 @@ cdef inline void multiply(const product* p) noexcept nogil:
             t.a_k = v * LANES * size
         done = 0
         while done < vectors:
-            v = min(widest, vectors - done)
-            if 4 < v < 8:
-                v = 4
+            left = vectors - done
+            if left > 1:
+                left -= apart
+            v = min(widest, left)
+            if v == 3 and left == 4:
+                v = 2
             # Without masked loads a last vector that is not whole has to be packed.
             edge = not FB_MASKED and done + v == vectors and p.n % LANES
-            if edge and v >= 4:
-                v, edge = 4 if v > 4 else 3, False
+            if edge and v == 4:
+                v, edge = 3, False
             width = min(v * LANES, p.n - done * LANES)
             t.last = width - (v - 1) * LANES
             t.a = a
             t.b = p.b + done * LANES * p.b_column
-            if p.turned:
-                t.c = <char*>turned
-                t.c_row = v * LANES * size
+            t.c = p.c + first * p.c_row + done * LANES * size
+            t.c_row = p.c_row
+            if packed or edge:
+                run_packed(p, &t, rows, v, block, transposed, done * LANES)
             else:
-                t.c = p.c + first * p.c_row + done * LANES * size
-                t.c_row = p.c_row
-            if transposed and p.m == 1:
-                run_blocks(column_of(<const real*>t.c, v), &t, p.k, block, False)
-            elif packed or edge:
-                run_packed(&t, rows, v, p.k, block, transposed)
-            else:
-                run_rows(&t, rows, v, p.k, block, False)
-            if p.turned:
-                turn(p, turned, v * LANES, done * LANES, width)
+                run_panel(p, &t, rows, v, p.k, block, False, done * LANES)
             done += v
         first += rows
 
@@ -256,6 +340,25 @@ cdef inline void multiply_few(const product* p) noexcept nogil:
                 sum = fma_one((<const real*> (p.a + r * p.a_row + q * p.a_k))[0],
                               (<const real*> (p.b + q * p.b_k + j * p.b_column))[0], sum)
             (<real*> (p.c + r * p.c_row))[j] = sum
+
+
+cdef inline bint turns(const product* p) noexcept nogil:
+    """Whether the transposed product is the faster way to the same sums."""
+    cdef Py_ssize_t high = (p.m + LANES - 1) // LANES, wide = (p.n + LANES - 1) // LANES
+    if p.m == 1 or p.n == 1:
+        return p.m > 1
+    if p.b_column != sizeof(real):
+        # A copy of B, or one of A and one of C. (A full vector transposes LANES / 8 elements
+        # in the time of a multiply-add.)
+        return p.k <= FB_BLOCK and (
+            p.n * high * p.k + ((p.k if p.a_row != sizeof(real) else 0) + p.n) * p.m * 8 // LANES <
+            p.m * wide * p.k + p.n * p.k * 8 // LANES)
+    # Narrow: it fills its vectors better.
+    if p.n > LANES // 4 * 3 or p.k <= FB_SHORT:
+        return False
+    if p.a_row == sizeof(real):
+        return p.n * high < p.m
+    return p.m >= 2 * LANES and p.k >= 2 * LANES and not doublings_of(p.n, p.a_k, p.k)
 
 
 cdef inline void matmul(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
@@ -309,12 +412,9 @@ cdef inline void matmul(const fb_instruction* i, Py_ssize_t start, Py_ssize_t st
             for r in range(p.m):
                 for j in range(p.n):
                     (<real*>(p.c + r * p.c_row))[j] = 0
-        elif p.m > 1 and (p.n == 1 or p.n <= LANES // 4 * 3 and p.m >= 2 * LANES and (
-                p.a_row == sizeof(real) or p.k >= 2 * LANES)):
-            # Narrow: the transposed product fills its vectors better, which pays for
-            # transposing A and C where that is needed.
+        elif turns(&p):
             q = p
-            q.turned = True
+            q.turned = p.n > 1 or p.c_row != sizeof(real)
             q.m = p.n
             q.n = p.m
             q.a = p.b
