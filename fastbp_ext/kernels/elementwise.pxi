@@ -16,14 +16,11 @@ cdef inline void unary(char** p, Py_ssize_t n, const double* c, unary_gate f) no
     cdef real* y = <real*> p[0]
     cdef real* x = <real*> p[1]
     cdef Py_ssize_t i = 0
-    if n == 1:    # what a masked store wrote, a masked load waits for
-        y[0] = first_lane(f(splat(x[0]), c))
-        return
     while i + LANES <= n:
         store_all(y + i, f(load_all(x + i), c))
         i += LANES
     if i < n:
-        store_part(y + i, f(load_part(x + i, n - i), c), n - i)
+        store_rest(y + i, f(load_rest(x + i, n - i), c), n - i)
 
 
 cdef inline void binary(char** p, Py_ssize_t n, const double* c, binary_gate f) noexcept nogil:
@@ -31,14 +28,11 @@ cdef inline void binary(char** p, Py_ssize_t n, const double* c, binary_gate f) 
     cdef real* x = <real*> p[1]
     cdef real* y = <real*> p[2]
     cdef Py_ssize_t i = 0
-    if n == 1:
-        z[0] = first_lane(f(splat(x[0]), splat(y[0]), c))
-        return
     while i + LANES <= n:
         store_all(z + i, f(load_all(x + i), load_all(y + i), c))
         i += LANES
     if i < n:
-        store_part(z + i, f(load_part(x + i, n - i), load_part(y + i, n - i), c), n - i)
+        store_rest(z + i, f(load_rest(x + i, n - i), load_rest(y + i, n - i), c), n - i)
 
 
 cdef inline void compare(char** p, Py_ssize_t n, comparison f) noexcept nogil:

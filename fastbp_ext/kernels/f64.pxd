@@ -6,6 +6,7 @@ cdef extern from "simd.h" nogil:
     enum:
         LANES "LANES_f64"
     vec splat "splat_f64"(double c)
+    bint any_of "any_f64"(mask m)
     mask load_mask "load_mask_f64"(const unsigned char* p, Py_ssize_t m)
     void store_mask "store_mask_f64"(unsigned char* p, mask v, Py_ssize_t m)
 

@@ -23,11 +23,6 @@
 /* ---- Small helpers ---- */
 
 #if defined(__AVX512F__)
-/* fb_atmost, fb_atleast: the smaller, the larger of x and c, NaN where x is NaN. */
-FB_INLINE vec_f32 fb_atmost_f32(vec_f32 x, vec_f32 c) { return (vec_f32)_mm512_min_ps((__m512)c, (__m512)x); }
-FB_INLINE vec_f64 fb_atmost_f64(vec_f64 x, vec_f64 c) { return (vec_f64)_mm512_min_pd((__m512d)c, (__m512d)x); }
-FB_INLINE vec_f32 fb_atleast_f32(vec_f32 x, vec_f32 c) { return (vec_f32)_mm512_max_ps((__m512)c, (__m512)x); }
-FB_INLINE vec_f64 fb_atleast_f64(vec_f64 x, vec_f64 c) { return (vec_f64)_mm512_max_pd((__m512d)c, (__m512d)x); }
 /* fb_scale(v, n) = v 2^n rounded once, n whole. */
 FB_INLINE vec_f32 fb_scale_f32(vec_f32 v, vec_f32 n) { return (vec_f32)_mm512_scalef_ps((__m512)v, (__m512)n); }
 FB_INLINE vec_f64 fb_scale_f64(vec_f64 v, vec_f64 n) { return (vec_f64)_mm512_scalef_pd((__m512d)v, (__m512d)n); }
@@ -53,22 +48,6 @@ FB_INLINE vec_f64 fb_log_edges_f64(vec_f64 x, vec_f64 y) {
     return (vec_f64)_mm512_fixupimm_pd((__m512d)y, (__m512d)x, _mm512_set1_epi64(FB_LOG_CLASSES), 0);
 }
 #else
-#if defined(__AVX2__)
-#define FB_BOUND(name, op, low, high) \
-    FB_INLINE vec_f32 name##_f32(vec_f32 x, vec_f32 c) { return (vec_f32)_mm256_##op##_ps((__m256)c, (__m256)x); } \
-    FB_INLINE vec_f64 name##_f64(vec_f64 x, vec_f64 c) { return (vec_f64)_mm256_##op##_pd((__m256d)c, (__m256d)x); }
-#elif defined(__SSE2__)
-#define FB_BOUND(name, op, low, high) \
-    FB_INLINE vec_f32 name##_f32(vec_f32 x, vec_f32 c) { return (vec_f32)_mm_##op##_ps((__m128)c, (__m128)x); } \
-    FB_INLINE vec_f64 name##_f64(vec_f64 x, vec_f64 c) { return (vec_f64)_mm_##op##_pd((__m128d)c, (__m128d)x); }
-#else
-#define FB_BOUND(name, op, low, high) \
-    FB_INLINE vec_f32 name##_f32(vec_f32 x, vec_f32 c) { return select_f32(lt_f32(low, high), c, x); } \
-    FB_INLINE vec_f64 name##_f64(vec_f64 x, vec_f64 c) { return select_f64(lt_f64(low, high), c, x); }
-#endif
-FB_BOUND(fb_atmost, min, c, x)
-FB_BOUND(fb_atleast, max, x, c)
-#undef FB_BOUND
 typedef FB_VECTOR(uint32_t) fb_uint_f32;
 typedef FB_VECTOR(uint64_t) fb_uint_f64;
 /* BITS of the fraction, BIAS of the exponent, TINY the least normal number.  ROUND is
@@ -311,14 +290,14 @@ FB_INLINE vec_f64 fb_log_rest_f64(vec_f64 f) { /* 2s + s^3 p, s = f/(2+f), and 2
     } \
     /* exp(x); 1.07 ULP, 1.07 ULP */ \
     FB_INLINE vec_##S exp_##S(vec_##S x) { \
-        x = fb_atmost_##S(fb_atleast_##S(x, splat_##S(FB_EXP_LEAST_##S)), splat_##S(FB_EXP_MOST_##S)); \
+        x = atmost_##S(atleast_##S(x, splat_##S(FB_EXP_LEAST_##S)), splat_##S(FB_EXP_MOST_##S)); \
         vec_##S q, n = fb_exp_q_##S(x, &q); \
         return fb_scale_##S(splat_##S(1) + q, n); \
     } \
     /* exp(x) - 1 = 2^n (q + (1 - 2^-n)); 1.26, 1.23 */ \
     FB_INLINE vec_##S expm1_##S(vec_##S x) { \
         vec_##S q, low, one = splat_##S(1); \
-        vec_##S c = fb_atmost_##S(fb_atleast_##S(x, splat_##S(-FB_FAR_##S)), splat_##S(FB_EXP_MOST_##S)); \
+        vec_##S c = atmost_##S(atleast_##S(x, splat_##S(-FB_FAR_##S)), splat_##S(FB_EXP_MOST_##S)); \
         vec_##S n = fb_exp_parts_##S(c, splat_##S(0), &q, &low); \
         vec_##S b = one - fb_scale_##S(one, -n), y = b + q; \
         return copysign_##S(fb_scale_##S(y + ((q - (y - b)) + low), n), x); \
@@ -345,22 +324,22 @@ FB_INLINE vec_f64 fb_log_rest_f64(vec_f64 f) { /* 2s + s^3 p, s = f/(2+f), and 2
     /* log(1 + e^x) = max(x, 0) + log(1 + t), t = e^-|x|; 1 + t is halved where it is large; 1.26, 1.16 */ \
     FB_INLINE vec_##S softplus_##S(vec_##S x) { \
         vec_##S q, low, one = splat_##S(1), zero = splat_##S(0), half = splat_##S(0.5); \
-        vec_##S n = fb_exp_parts_##S(fb_atleast_##S(-abs_##S(x), splat_##S(FB_EXP_LEAST_##S)), zero, &q, &low); \
+        vec_##S n = fb_exp_parts_##S(atleast_##S(-abs_##S(x), splat_##S(FB_EXP_LEAST_##S)), zero, &q, &low); \
         vec_##S w = one + q, t = fb_scale_##S(w, n), tail = fb_scale_##S((q - (w - one)) + low, n); \
         mask_##S big = lt_##S(half, t); \
         vec_##S f = select_##S(big, half * t - half, t); /* exact */ \
         tail = select_##S(big, fma_##S(half, tail, splat_##S(FB_LN2_LOW_##S)), tail); \
         vec_##S y = select_##S(big, splat_##S(FB_LN2_HIGH_##S), zero) + (f + (fb_log_rest_##S(f) + tail)); \
-        return fb_atleast_##S(x, zero) + y; \
+        return atleast_##S(x, zero) + y; \
     } \
     /* x/(1 + e^-u), e^-u = 2^n (1 + q): 2^-n x (g + rest), g = 1/d, d + d0 = 2^-n + (1 + q). */ \
     FB_INLINE vec_##S fb_gate_##S(vec_##S x, vec_##S n, vec_##S q) { \
         vec_##S one = splat_##S(1), s = fb_scale_##S(one, -n), a = one + s, d = a + q, g = one / d; \
         vec_##S d0 = (s - (a - one)) + (q - (d - a)), rest = g * fma_##S(-g, d0, fb_less_##S(one, g, d)); \
-        return fb_scale_##S(fma_##S(x, g, fb_atmost_##S(x, splat_##S(FB_MOST_##S)) * rest), -n); \
+        return fb_scale_##S(fma_##S(x, g, atmost_##S(x, splat_##S(FB_MOST_##S)) * rest), -n); \
     } \
     FB_INLINE vec_##S fb_gate_range_##S(vec_##S u) { /* beyond it the gate is 0 or x */ \
-        return fb_atmost_##S(fb_atleast_##S(u, splat_##S(FB_EXP_LEAST_##S)), splat_##S(FB_FAR_##S)); \
+        return atmost_##S(atleast_##S(u, splat_##S(FB_EXP_LEAST_##S)), splat_##S(FB_FAR_##S)); \
     } \
     /* 1/(1 + e^-x); 1.03, 1.03 */ \
     FB_INLINE vec_##S sigmoid_##S(vec_##S x) { \
@@ -370,12 +349,12 @@ FB_INLINE vec_f64 fb_log_rest_f64(vec_f64 f) { /* 2s + s^3 p, s = f/(2+f), and 2
     /* x/(1 + e^-x), -0 at -inf; 1.14, 1.15 (unfused 1.63, 1.52) */ \
     FB_INLINE vec_##S silu_##S(vec_##S x) { \
         vec_##S q, n = fb_exp_q_##S(-fb_gate_range_##S(x), &q); \
-        return copysign_##S(fb_gate_##S(fb_atleast_##S(x, splat_##S(FB_EXP_LEAST_##S)), n, q), x); \
+        return copysign_##S(fb_gate_##S(atleast_##S(x, splat_##S(FB_EXP_LEAST_##S)), n, q), x); \
     } \
     /* tanh(x) = -m/(2 + m), m = e^(-2|x|) - 1; 1.01, 1.02 */ \
     FB_INLINE vec_##S fb_tanh_##S(vec_##S x) { \
         vec_##S q, low, one = splat_##S(1), two = splat_##S(2); \
-        vec_##S c = fb_atleast_##S(-two * abs_##S(x), splat_##S(-FB_FAR_##S)); \
+        vec_##S c = atleast_##S(-two * abs_##S(x), splat_##S(-FB_FAR_##S)); \
         vec_##S n = fb_exp_parts_##S(c, splat_##S(0), &q, &low); \
         vec_##S s = fb_scale_##S(one, n), a = s * q, b = s - one; \
         vec_##S m = b + a, tail = (a - (m - b)) + fma_##S(s, low, s - (b + one)); \
@@ -421,8 +400,8 @@ static const float FB_TANH_f32[9][16] = {
      -0x1.05698ep-5f, 0x1.85bd2ap-5f, -0x1.2a79c2p-8f, -0x1.0a9d1p-9f},
 };
 FB_INLINE vec_f32 tanh_f32(vec_f32 x) {
-    vec_f32 a = fb_atmost_f32(abs_f32(x), splat_f32(10)), y; /* 1 from 9.02 on */
-    __m512i interval = _mm512_srli_epi32((__m512i)fb_atleast_f32(a, splat_f32(0.0625)), 22);
+    vec_f32 a = atmost_f32(abs_f32(x), splat_f32(10)), y; /* 1 from 9.02 on */
+    __m512i interval = _mm512_srli_epi32((__m512i)atleast_f32(a, splat_f32(0.0625)), 22);
 #define FB_COLUMN(row) ((vec_f32)_mm512_permutexvar_ps(interval, _mm512_loadu_ps(FB_TANH_f32[row])))
     vec_f32 t = a - FB_COLUMN(0);
     y = fma_f32(FB_COLUMN(8), t, FB_COLUMN(7));
@@ -460,11 +439,11 @@ FB_INLINE vec_f64 fb_exp_short(vec_f64 x) {
 #define FB_TAIL_SCALE_SHORT 0x1.0f876ccdf6cd9p+2 /* 3 sqrt 2 */
 #define FB_TAIL_SCALE_f64 0x1.6a09e667f3bcdp+2   /* 4 sqrt 2 */
 FB_INLINE vec_f64 fb_gelu_short(vec_f64 x) {
-    vec_f64 y = fb_atmost_f64(abs_f64(x), splat_f64(20)); /* beyond 14.5 the result is 0 or x */
+    vec_f64 y = atmost_f64(abs_f64(x), splat_f64(20)); /* beyond 14.5 the result is 0 or x */
     vec_f64 u = splat_f64(1) / (y + splat_f64(FB_TAIL_SCALE_SHORT));
     vec_f64 t = fma_f64(u, splat_f64(-2 * FB_TAIL_SCALE_SHORT), splat_f64(1));
     vec_f64 tail = fb_exp_short(splat_f64(-0.5) * y * y) * (u * FB_POLY(f64, t, FB_TAIL_SHORT));
-    return fma_f64(-y, tail, fb_atleast_f64(x, splat_f64(0)));
+    return fma_f64(-y, tail, atleast_f64(x, splat_f64(0)));
 }
 FB_THROUGH_DOUBLE(gelu, fb_gelu_short)
 
@@ -475,8 +454,8 @@ FB_THROUGH_DOUBLE(gelu, fb_gelu_short)
 #define FB_GELU_CUBIC 0x1.2444f2a4d8b4bp-4 /* the same times 0.044715 */
 #define FB_GELU_CUBIC_LOW -0x1.6c843a29d1c70p-61
 FB_INLINE vec_f64 fb_gelu_tanh_short(vec_f64 x) {
-    x = fb_atleast_f64(x, splat_f64(-20)); /* beyond 20 on both sides the result is 0 or x */
-    vec_f64 c = fb_atmost_f64(x, splat_f64(20));
+    x = atleast_f64(x, splat_f64(-20)); /* beyond 20 on both sides the result is 0 or x */
+    vec_f64 c = atmost_f64(x, splat_f64(20));
     vec_f64 v = c * fma_f64(c * c, splat_f64(-FB_GELU_CUBIC), splat_f64(-FB_GELU_LINEAR));
     return x / (splat_f64(1) + fb_exp_short(v));
 }
@@ -484,7 +463,7 @@ FB_THROUGH_DOUBLE(gelu_tanh, fb_gelu_tanh_short)
 
 /* erf(x): odd polynomial to 0.96, then 1 - e^p(x); 1.18 (unfused 1.33) */
 FB_INLINE vec_f32 erf_f32(vec_f32 x) {
-    vec_f32 a = fb_atmost_f32(abs_f32(x), splat_f32(4)); /* 1 from 3.92 on */
+    vec_f32 a = atmost_f32(abs_f32(x), splat_f32(4)); /* 1 from 3.92 on */
     vec_f32 near = fb_add_part_f32(x, FB_POLY(f32, x * x, FB_ERF_f32));
     vec_f32 q, n = fb_exp_q_f32(FB_POLY(f32, a, FB_LOG_ERFC_f32), &q);
     vec_f32 tail = fb_scale_f32(splat_f32(1) + q, n);
@@ -507,7 +486,7 @@ FB_INLINE vec_f64 fb_tail_f64(vec_f64 y, vec_f64 high, vec_f64 low, vec_f64 *n) 
 
 /* gelu(x), as for float; 3.46 (unfused 3.63) */
 FB_INLINE vec_f64 gelu_f64(vec_f64 x) {
-    vec_f64 n, y = fb_atmost_f64(abs_f64(x), splat_f64(40)), high = y * y; /* beyond 38.6: 0 or x */
+    vec_f64 n, y = atmost_f64(abs_f64(x), splat_f64(40)), high = y * y; /* beyond 38.6: 0 or x */
     vec_f64 tail = fb_tail_f64(y, high, fb_mul_error_f64(y, y, high), &n);
     vec_f64 above = fma_f64(-y, fb_scale_f64(tail, n), x);
     if (!FB_HAS_FMA) /* the product by itself might be flushed to 0 */
@@ -517,7 +496,7 @@ FB_INLINE vec_f64 gelu_f64(vec_f64 x) {
 
 /* gelu_tanh(x), as for float, with 2v in two parts; 1.07 (unfused 1.44) */
 FB_INLINE vec_f64 gelu_tanh_f64(vec_f64 x) {
-    vec_f64 c = fb_atleast_f64(fb_atmost_f64(x, splat_f64(22)), splat_f64(-22)), cubic = splat_f64(FB_GELU_CUBIC);
+    vec_f64 c = atleast_f64(atmost_f64(x, splat_f64(22)), splat_f64(-22)), cubic = splat_f64(FB_GELU_CUBIC);
     vec_f64 z = c * c, z0 = fb_mul_error_f64(c, c, z);
     vec_f64 p = z * cubic, p0 = fb_mul_error_f64(z, cubic, p) + (z0 * cubic + z * splat_f64(FB_GELU_CUBIC_LOW));
     vec_f64 s = splat_f64(FB_GELU_LINEAR) + p; /* which of the two is larger depends on x */
@@ -525,12 +504,12 @@ FB_INLINE vec_f64 gelu_tanh_f64(vec_f64 x) {
     vec_f64 s0 = (splat_f64(FB_GELU_LINEAR) - (s - of_p)) + (p - of_p) + (p0 + splat_f64(FB_GELU_LINEAR_LOW));
     vec_f64 u = c * s, u0 = fb_mul_error_f64(c, s, u) + c * s0;
     vec_f64 q, rest, n = fb_exp_parts_f64(-fb_gate_range_f64(u), -u0, &q, &rest);
-    return copysign_f64(fb_gate_f64(fb_atleast_f64(x, splat_f64(-22)), n, q), x);
+    return copysign_f64(fb_gate_f64(atleast_f64(x, splat_f64(-22)), n, q), x);
 }
 
 /* erf(x): odd polynomial to 0.96, then 1 - 2 T(sqrt 2 x); 1.27 (unfused 1.52) */
 FB_INLINE vec_f64 erf_f64(vec_f64 x) {
-    vec_f64 n, a = fb_atmost_f64(abs_f64(x), splat_f64(6)), high = a * a; /* 1 from 5.92 on */
+    vec_f64 n, a = atmost_f64(abs_f64(x), splat_f64(6)), high = a * a; /* 1 from 5.92 on */
     vec_f64 near = fb_add_part_f64(x, FB_POLY(f64, x * x, FB_ERF_f64));
     vec_f64 two = splat_f64(2), low = fb_mul_error_f64(a, a, high);
     vec_f64 tail = fb_tail_f64(a * splat_f64(0x1.6a09e667f3bcdp+0), two * high, two * low, &n);
@@ -568,7 +547,7 @@ FB_INLINE vec_f64 fb_pow_short(vec_f64 a, vec_f64 y) {
     vec_f64 log = fma_f64(k, splat_f64(0x1.62e42fefa39efp-1), fma_f64(s * z, FB_POLY(f64, z, FB_LOG_SHORT), s + s));
     vec_f64 e = y * fb_log_edges_f64(a, log);
     /* past both ends of float */
-    return fb_exp_short(fb_atleast_f64(fb_atmost_f64(e, splat_f64(200)), splat_f64(-200)));
+    return fb_exp_short(atleast_f64(atmost_f64(e, splat_f64(200)), splat_f64(-200)));
 }
 /* x^y; 0.55 (12 million pairs) */
 FB_INLINE vec_f32 pow_f32(vec_f32 x, vec_f32 y) {
@@ -600,7 +579,7 @@ FB_INLINE vec_f64 pow_f64(vec_f64 x, vec_f64 y) {
     vec_f64 low, log = fb_log_long(abs_f64(x), &low), q, l, e = y * log;
     vec_f64 tail = fb_mul_error_f64(y, log, e) + y * low;
     tail = select_f64(lt_f64(abs_f64(e), splat_f64(800)), tail, splat_f64(0)); /* else 0, infinity, NaN */
-    e = fb_atleast_f64(fb_atmost_f64(e, splat_f64(FB_EXP_MOST_f64)), splat_f64(FB_EXP_LEAST_f64));
+    e = atleast_f64(atmost_f64(e, splat_f64(FB_EXP_MOST_f64)), splat_f64(FB_EXP_LEAST_f64));
     vec_f64 n = fb_exp_parts_f64(e, tail, &q, &l);
     return fb_pow_edges_f64(x, y, fb_scale_f64(splat_f64(1) + q, n));
 }
