@@ -26,6 +26,8 @@
 /* fb_scale(v, n) = v 2^n rounded once, n whole. */
 FB_INLINE vec_f32 fb_scale_f32(vec_f32 v, vec_f32 n) { return (vec_f32)_mm512_scalef_ps((__m512)v, (__m512)n); }
 FB_INLINE vec_f64 fb_scale_f64(vec_f64 v, vec_f64 n) { return (vec_f64)_mm512_scalef_pd((__m512d)v, (__m512d)n); }
+#define fb_scale_normal_f32 fb_scale_f32
+#define fb_scale_normal_f64 fb_scale_f64
 /* x = 2^k m with m in [0.75, 1.5), for x > 0. */
 FB_INLINE vec_f32 fb_split_f32(vec_f32 x, vec_f32 *k) {
     __m512 m = _mm512_getmant_ps((__m512)x, _MM_MANT_NORM_p75_1p5, _MM_MANT_SIGN_zero);
@@ -59,6 +61,9 @@ typedef FB_VECTOR(uint64_t) fb_uint_f64;
     FB_INLINE vec_##S fb_scale_##S(vec_##S v, vec_##S n) { /* in two steps, of which only the last may round */ \
         vec_##S half = (n * splat_##S(0.5) + splat_##S(ROUND)) - splat_##S(ROUND); \
         return v * fb_pow2_##S(half) * fb_pow2_##S(n - half); \
+    } \
+    FB_INLINE vec_##S fb_scale_normal_##S(vec_##S v, vec_##S n) { /* in one: next to nothing where it is denormal */ \
+        return v * fb_pow2_##S(atleast_##S(n, splat_##S(1 - BIAS))); \
     } \
     FB_INLINE vec_##S fb_split_##S(vec_##S x, vec_##S *k) { \
         mask_##S small = lt_##S(x, splat_##S(TINY)); \
@@ -272,7 +277,7 @@ FB_INLINE vec_f64 fb_log_rest_f64(vec_f64 f) { /* 2s + s^3 p, s = f/(2+f), and 2
     /* e^(x + tail) = 2^n (1 + q + low): the tail is small, n whole, |q| < 0.42. */ \
     FB_INLINE vec_##S fb_exp_parts_##S(vec_##S x, vec_##S tail, vec_##S *q, vec_##S *low) { \
         vec_##S n = fma_##S(x, splat_##S(FB_LOG2E), splat_##S(FB_ROUND_##S)) - splat_##S(FB_ROUND_##S); \
-        vec_##S a = fma_##S(-n, splat_##S(FB_LN2_HIGH_##S), x); /* exact */ \
+        vec_##S a = fma_##S(n, splat_##S(-FB_LN2_HIGH_##S), x); /* exact */ \
         vec_##S b = fma_##S(n, splat_##S(FB_LN2_LOW_##S), -tail); \
         vec_##S r = a - b; \
         vec_##S c = fma_##S(r * r, FB_POLY(S, r, FB_EXP_##S), (a - r) - b); \
@@ -283,10 +288,14 @@ FB_INLINE vec_f64 fb_log_rest_f64(vec_f64 f) { /* 2s + s^3 p, s = f/(2+f), and 2
     /* The same, plainly: e^x = 2^n (1 + q). */ \
     FB_INLINE vec_##S fb_exp_q_##S(vec_##S x, vec_##S *q) { \
         vec_##S n = fma_##S(x, splat_##S(FB_LOG2E), splat_##S(FB_ROUND_##S)) - splat_##S(FB_ROUND_##S); \
-        vec_##S r = fma_##S(-n, splat_##S(FB_LN2_HIGH_##S), x); \
-        r = fma_##S(-n, splat_##S(FB_LN2_LOW_##S), r); \
+        vec_##S r = fma_##S(n, splat_##S(-FB_LN2_HIGH_##S), x); \
+        r = fma_##S(n, splat_##S(-FB_LN2_LOW_##S), r); \
         *q = fma_##S(r * r, FB_POLY(S, r, FB_EXP_##S), r); \
         return n; \
+    } \
+    /* -|x|, and no further than where e^x is 0 */ \
+    FB_INLINE vec_##S fb_minus_abs_##S(vec_##S x) { \
+        return atleast_##S((vec_##S)((int_##S)x | (int_##S)splat_##S(-0.0)), splat_##S(FB_EXP_LEAST_##S)); \
     } \
     /* exp(x); 1.07 ULP, 1.07 ULP */ \
     FB_INLINE vec_##S exp_##S(vec_##S x) { \
@@ -324,7 +333,7 @@ FB_INLINE vec_f64 fb_log_rest_f64(vec_f64 f) { /* 2s + s^3 p, s = f/(2+f), and 2
     /* log(1 + e^x) = max(x, 0) + log(1 + t), t = e^-|x|; 1 + t is halved where it is large; 1.26, 1.16 */ \
     FB_INLINE vec_##S softplus_##S(vec_##S x) { \
         vec_##S q, low, one = splat_##S(1), zero = splat_##S(0), half = splat_##S(0.5); \
-        vec_##S n = fb_exp_parts_##S(atleast_##S(-abs_##S(x), splat_##S(FB_EXP_LEAST_##S)), zero, &q, &low); \
+        vec_##S n = fb_exp_parts_##S(fb_minus_abs_##S(x), zero, &q, &low); \
         vec_##S w = one + q, t = fb_scale_##S(w, n), tail = fb_scale_##S((q - (w - one)) + low, n); \
         mask_##S big = lt_##S(half, t); \
         vec_##S f = select_##S(big, half * t - half, t); /* exact */ \
@@ -332,24 +341,27 @@ FB_INLINE vec_f64 fb_log_rest_f64(vec_f64 f) { /* 2s + s^3 p, s = f/(2+f), and 2
         vec_##S y = select_##S(big, splat_##S(FB_LN2_HIGH_##S), zero) + (f + (fb_log_rest_##S(f) + tail)); \
         return atleast_##S(x, zero) + y; \
     } \
-    /* x/(1 + e^-u), e^-u = 2^n (1 + q): 2^-n x (g + rest), g = 1/d, d + d0 = 2^-n + (1 + q). */ \
-    FB_INLINE vec_##S fb_gate_##S(vec_##S x, vec_##S n, vec_##S q) { \
-        vec_##S one = splat_##S(1), s = fb_scale_##S(one, -n), a = one + s, d = a + q, g = one / d; \
-        vec_##S d0 = (s - (a - one)) + (q - (d - a)), rest = g * fma_##S(-g, d0, fb_less_##S(one, g, d)); \
-        return fb_scale_##S(fma_##S(x, g, atmost_##S(x, splat_##S(FB_MOST_##S)) * rest), -n); \
+    /* 1/(1 + e) for 0 <= e <= 1: 1 + e is rounded, the remainder 1 - r - r e is not. */ \
+    FB_INLINE vec_##S fb_one_of_##S(vec_##S e) { \
+        vec_##S one = splat_##S(1), r = one / (one + e); \
+        return fma_##S(r, fb_less_##S(one - r, r, e), r); \
     } \
-    FB_INLINE vec_##S fb_gate_range_##S(vec_##S u) { /* beyond it the gate is 0 or x */ \
-        return atmost_##S(atleast_##S(u, splat_##S(FB_EXP_LEAST_##S)), splat_##S(FB_FAR_##S)); \
+    /* 1/(1 + e^-x), and e^x/(1 + e^x) for x < 0; 1.81, 1.48 */ \
+    FB_INLINE vec_##S fb_sigmoid_##S(vec_##S x) { \
+        vec_##S q, n = fb_exp_q_##S(fb_minus_abs_##S(x), &q); \
+        vec_##S e = fb_scale_##S(splat_##S(1) + q, n), r = fb_one_of_##S(e); \
+        return select_##S(lt_##S(x, splat_##S(0)), e * r, r); \
     } \
-    /* 1/(1 + e^-x); 1.03, 1.03 */ \
-    FB_INLINE vec_##S sigmoid_##S(vec_##S x) { \
-        vec_##S q, n = fb_exp_q_##S(-fb_gate_range_##S(x), &q); \
-        return fb_gate_##S(splat_##S(1), n, q); \
+    /* x/(1 + e^-u), from e^-|u| = 2^n (w + low); x e^u/(1 + e^u) where u is negative. */ \
+    FB_INLINE vec_##S fb_gate_##S(vec_##S x, mask_##S negative, vec_##S n, vec_##S w, vec_##S low) { \
+        vec_##S r = fb_one_of_##S(fb_scale_normal_##S(w, n)), y = x * r, y0 = fb_mul_error_##S(x, r, y); \
+        return select_##S(negative, fb_scale_##S(fma_##S(y, w, fma_##S(y, low, y0 * w)), n), y); \
     } \
-    /* x/(1 + e^-x), -0 at -inf; 1.14, 1.15 (unfused 1.63, 1.52) */ \
-    FB_INLINE vec_##S silu_##S(vec_##S x) { \
-        vec_##S q, n = fb_exp_q_##S(-fb_gate_range_##S(x), &q); \
-        return copysign_##S(fb_gate_##S(atleast_##S(x, splat_##S(FB_EXP_LEAST_##S)), n, q), x); \
+    /* x/(1 + e^-x), -0 at -inf; 1.70, 1.51 */ \
+    FB_INLINE vec_##S fb_silu_##S(vec_##S x) { \
+        vec_##S q, one = splat_##S(1), n = fb_exp_q_##S(fb_minus_abs_##S(x), &q), w = one + q; \
+        x = atleast_##S(x, splat_##S(FB_EXP_LEAST_##S)); \
+        return fb_gate_##S(x, lt_##S(x, splat_##S(0)), n, w, q - (w - one)); \
     } \
     /* tanh(x) = -m/(2 + m), m = e^(-2|x|) - 1; 1.01, 1.02 */ \
     FB_INLINE vec_##S fb_tanh_##S(vec_##S x) { \
@@ -366,6 +378,8 @@ FB_VMATH(f64)
 #undef FB_VMATH
 
 FB_INLINE vec_f64 tanh_f64(vec_f64 x) { return fb_tanh_f64(x); }
+FB_INLINE vec_f64 sigmoid_f64(vec_f64 x) { return fb_sigmoid_f64(x); }
+FB_INLINE vec_f64 silu_f64(vec_f64 x) { return fb_silu_f64(x); }
 #if defined(__AVX512F__)
 /* |x| is cut into two intervals an octave from 1/16 on (below is one), each with a
    centre, whose tanh is almost a float, and a polynomial of degree 7 about it, error
@@ -430,10 +444,24 @@ FB_INLINE vec_f32 tanh_f32(vec_f32 x) { return fb_tanh_f32(x); }
 /* e^x for |x| < 700.  A NaN that came from a float has low bits 0 and stays one. */
 FB_INLINE vec_f64 fb_exp_short(vec_f64 x) {
     vec_f64 z = fma_f64(x, splat_f64(FB_LOG2E), splat_f64(FB_ROUND_f64)), n = z - splat_f64(FB_ROUND_f64);
-    vec_f64 r = fma_f64(-n, splat_f64(0x1.62e42fefa39efp-1), x);
+    vec_f64 r = fma_f64(n, splat_f64(-0x1.62e42fefa39efp-1), x);
     vec_f64 y = splat_f64(1) + fma_f64(r * r, FB_POLY(f64, r, FB_EXP_SHORT), r);
     return (vec_f64)((int_f64)y + ((int_f64)z << 52));
 }
+
+/* Without a fused multiply-add double is the cheaper way to keep the digits; 0.55 */
+#if FB_HAS_FMA
+FB_INLINE vec_f32 sigmoid_f32(vec_f32 x) { return fb_sigmoid_f32(x); }
+FB_INLINE vec_f32 silu_f32(vec_f32 x) { return fb_silu_f32(x); }
+#else
+FB_INLINE vec_f64 fb_one_and_exp(vec_f64 x) { /* 1 + e^-x */
+    return splat_f64(1) + fb_exp_short(-atmost_f64(atleast_f64(x, splat_f64(-200)), splat_f64(200)));
+}
+FB_INLINE vec_f64 fb_sigmoid_short(vec_f64 x) { return splat_f64(1) / fb_one_and_exp(x); }
+FB_INLINE vec_f64 fb_silu_short(vec_f64 x) { return atleast_f64(x, splat_f64(-200)) / fb_one_and_exp(x); }
+FB_THROUGH_DOUBLE(sigmoid, fb_sigmoid_short)
+FB_THROUGH_DOUBLE(silu, fb_silu_short)
+#endif
 
 /* gelu(x) = x P(N < x) = max(x, 0) - |x| T(|x|), T(y) = erfc(y/sqrt 2)/2, -0 at -inf; 0.60 */
 #define FB_TAIL_SCALE_SHORT 0x1.0f876ccdf6cd9p+2 /* 3 sqrt 2 */
@@ -503,8 +531,10 @@ FB_INLINE vec_f64 gelu_tanh_f64(vec_f64 x) {
     vec_f64 of_p = s - splat_f64(FB_GELU_LINEAR);
     vec_f64 s0 = (splat_f64(FB_GELU_LINEAR) - (s - of_p)) + (p - of_p) + (p0 + splat_f64(FB_GELU_LINEAR_LOW));
     vec_f64 u = c * s, u0 = fb_mul_error_f64(c, s, u) + c * s0;
-    vec_f64 q, rest, n = fb_exp_parts_f64(-fb_gate_range_f64(u), -u0, &q, &rest);
-    return copysign_f64(fb_gate_f64(atleast_f64(x, splat_f64(-22)), n, q), x);
+    mask_f64 negative = lt_f64(u, splat_f64(0));
+    vec_f64 q, rest, n = fb_exp_parts_f64(fb_minus_abs_f64(u), select_f64(negative, u0, -u0), &q, &rest);
+    vec_f64 one = splat_f64(1), w = one + q;
+    return fb_gate_f64(atleast_f64(x, splat_f64(-22)), negative, n, w, (q - (w - one)) + rest);
 }
 
 /* erf(x): odd polynomial to 0.96, then 1 - 2 T(sqrt 2 x); 1.27 (unfused 1.52) */
