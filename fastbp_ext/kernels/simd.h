@@ -68,6 +68,12 @@ FB_INLINE mask_f32 load_mask_f32(const uint8_t *p, Py_ssize_t m) {
 FB_INLINE mask_f64 load_mask_f64(const uint8_t *p, Py_ssize_t m) {
     return (mask_f64)_mm_test_epi8_mask(_mm_maskz_loadu_epi8(FB_FIRST(f64, m), p), _mm_set1_epi8(-1));
 }
+FB_INLINE mask_f32 load_mask_all_f32(const uint8_t *p) {
+    return _mm_test_epi8_mask(_mm_loadu_si128((const __m128i *)p), _mm_set1_epi8(-1));
+}
+FB_INLINE mask_f64 load_mask_all_f64(const uint8_t *p) { return load_mask_f64(p, 8); }
+FB_INLINE void store_mask_all_f32(uint8_t *p, mask_f32 v) { _mm_storeu_si128((__m128i *)p, _mm_maskz_set1_epi8(v, 1)); }
+FB_INLINE void store_mask_all_f64(uint8_t *p, mask_f64 v) { _mm_storel_epi64((__m128i *)p, _mm_maskz_set1_epi8(v, 1)); }
 FB_INLINE void store_mask_f32(uint8_t *p, mask_f32 v, Py_ssize_t m) {
     _mm_mask_storeu_epi8(p, FB_FIRST(f32, m), _mm_maskz_set1_epi8(v, 1));
 }
@@ -137,6 +143,42 @@ FB_INLINE vec_f64 fma_f64(vec_f64 a, vec_f64 b, vec_f64 c) { return a * b + c; }
     FB_INLINE mask_f64 name##_f64(vec_f64 a, vec_f64 b) { return a op b; }
 FB_COMPARE(lt, <) FB_COMPARE(le, <=) FB_COMPARE(eq, ==) FB_COMPARE(ne, !=)
 #undef FB_COMPARE
+#if defined(__AVX2__)
+FB_INLINE mask_f32 fb_from_bytes_f32(__m128i x) { return (mask_f32)_mm256_cvtepi8_epi32(x) != 0; }
+FB_INLINE mask_f64 fb_from_bytes_f64(__m128i x) { return (mask_f64)_mm256_cvtepi8_epi64(x) != 0; }
+/* Packing with saturation keeps 0 and -1; a lane of 64 bits is two of 32. */
+FB_INLINE __m128i fb_pack(__m256i v) { return _mm_packs_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1)); }
+FB_INLINE __m128i fb_bytes_f32(mask_f32 v) { __m128i x = fb_pack((__m256i)v); return _mm_packs_epi16(x, x); }
+FB_INLINE __m128i fb_bytes_f64(mask_f64 v) {
+    __m128i x = fb_pack((__m256i)v);
+    x = _mm_packs_epi32(x, x);
+    return _mm_packs_epi16(x, x);
+}
+#define FB_MASK_ALL(S) \
+    FB_INLINE mask_##S load_mask_all_##S(const uint8_t *p) { \
+        __m128i v = _mm_setzero_si128(); \
+        memcpy(&v, p, LANES_##S); \
+        return fb_from_bytes_##S(v); \
+    } \
+    FB_INLINE void store_mask_all_##S(uint8_t *p, mask_##S v) { \
+        __m128i one = _mm_and_si128(fb_bytes_##S(v), _mm_set1_epi8(1)); \
+        memcpy(p, &one, LANES_##S); \
+    }
+#else
+#define FB_MASK_ALL(S) \
+    typedef int8_t bytes_##S __attribute__((vector_size(LANES_##S))); \
+    FB_INLINE mask_##S load_mask_all_##S(const uint8_t *p) { \
+        bytes_##S v; \
+        memcpy(&v, p, sizeof v); \
+        return __builtin_convertvector(v, int_##S) != 0; \
+    } \
+    FB_INLINE void store_mask_all_##S(uint8_t *p, mask_##S v) { \
+        bytes_##S one = __builtin_convertvector((int_##S)v, bytes_##S) & 1; \
+        memcpy(p, &one, sizeof one); \
+    }
+#endif
+FB_MASK_ALL(f32) FB_MASK_ALL(f64)
+#undef FB_MASK_ALL
 #define FB_MASK(S) \
     FB_INLINE mask_##S load_mask_##S(const uint8_t *p, Py_ssize_t m) { \
         mask_##S v = {0}; \

@@ -19,8 +19,8 @@ cdef inline real max_of_row(const real* x, Py_ssize_t n) noexcept nogil:
     return most
 
 
-cdef inline real exp_block(real* y, const real* x, Py_ssize_t n, real shift) noexcept nogil:
-    """exp_of_row for n <= SUM_BLOCK."""
+cdef inline real exp_block(real* y, const real* x, Py_ssize_t n, real shift, Py_ssize_t row) noexcept nogil:
+    """exp_of_row for n <= SUM_BLOCK; the next row, which begins `row` elements on, is fetched meanwhile."""
     cdef vec sum[4][SUM_VECTORS]
     cdef vec lanes[SUM_VECTORS]
     cdef vec e
@@ -32,6 +32,7 @@ cdef inline real exp_block(real* y, const real* x, Py_ssize_t n, real shift) noe
         while j < n and j < (q + 1) * SUM_QUARTER:
             for v in range(SUM_LANES // LANES):
                 m = n - j - v * LANES
+                prefetch(x + row + j + v * LANES)
                 e = exp(load_or(x + j + v * LANES, m, splat(-INFINITY)) - splat(shift))    # 0 behind the end
                 lanes[v] = lanes[v] + e
                 if y != NULL and m > 0:
@@ -50,7 +51,7 @@ cdef inline real exp_of_row(real* y, const real* x, Py_ssize_t n, real shift) no
     level[0] = 0
     while j < n:
         m = min(n - j, <Py_ssize_t> SUM_BLOCK)
-        level[top] = exp_block(y + j if y != NULL else NULL, x + j, m, shift)
+        level[top] = exp_block(y + j if y != NULL else NULL, x + j, m, shift, n)
         top = carry(level, 1, j // SUM_BLOCK, 1, fold_sum)
         j += m
     return fold_level(level, top, fold_sum)
