@@ -212,6 +212,12 @@ static const double FB_LOG_LONG[] = {
     0x1.9999999999968p-2, 0x1.2492492498d22p-2, 0x1.c71c71bc79df7p-3, 0x1.745d1bc261fecp-3, 0x1.3b1299219794bp-3,
     0x1.113a0458f168ep-3, 0x1.dad2a7a0f4cf2p-4, 0x1.0176e9bf9056p-3,
 };
+/* log(1+t)/t in t - FB_SOFTPLUS_CENTRE, 0 <= t <= 1; error 2^-27.4 (the centre: where the value is almost a float) */
+#define FB_SOFTPLUS_CENTRE 0x1.e15a22p-2
+static const float FB_SOFTPLUS_f32[] = {
+    0x1.a3adeep-1f, -0x1.2fc542p-2f, 0x1.1c720cp-3f, -0x1.27fep-4f, 0x1.46a1d6p-5f, -0x1.755eb4p-6f, 0x1.aef8f2p-7f,
+    -0x1.098fa6p-7f, 0x1.8e9c0ap-8f, -0x1.a827d8p-9f,
+};
 /* erf(x)/x - 1 in x^2, |x| <= 0.97; error 2^-30.0 */
 static const float FB_ERF_f32[] = {
     0x1.06eba8p-3f, -0x1.81274p-2f, 0x1.ce2d64p-4f, -0x1.b80124p-6f, 0x1.544b08p-8f, -0x1.a6180cp-11f,
@@ -255,8 +261,6 @@ static const double FB_TAIL_SHORT[] = {
 #define FB_EXP_LEAST_f64 -760
 #define FB_EXP_MOST_f32 89
 #define FB_EXP_MOST_f64 710
-#define FB_MOST_f32 0x1.fffffep127
-#define FB_MOST_f64 0x1.fffffffffffffp1023
 /* Beyond this 1 + e^-x is 1. */
 #define FB_FAR_f32 20
 #define FB_FAR_f64 42
@@ -330,17 +334,6 @@ FB_INLINE vec_f64 fb_log_rest_f64(vec_f64 f) { /* 2s + s^3 p, s = f/(2+f), and 2
         vec_##S y = fb_log_sum_##S(k, f, fma_##S(k, splat_##S(FB_LN2_LOW_##S), tail - tail * f)); \
         return copysign_##S(fb_log_edges_##S(u, y), x); \
     } \
-    /* log(1 + e^x) = max(x, 0) + log(1 + t), t = e^-|x|; 1 + t is halved where it is large; 1.26, 1.16 */ \
-    FB_INLINE vec_##S softplus_##S(vec_##S x) { \
-        vec_##S q, low, one = splat_##S(1), zero = splat_##S(0), half = splat_##S(0.5); \
-        vec_##S n = fb_exp_parts_##S(fb_minus_abs_##S(x), zero, &q, &low); \
-        vec_##S w = one + q, t = fb_scale_##S(w, n), tail = fb_scale_##S((q - (w - one)) + low, n); \
-        mask_##S big = lt_##S(half, t); \
-        vec_##S f = select_##S(big, half * t - half, t); /* exact */ \
-        tail = select_##S(big, fma_##S(half, tail, splat_##S(FB_LN2_LOW_##S)), tail); \
-        vec_##S y = select_##S(big, splat_##S(FB_LN2_HIGH_##S), zero) + (f + (fb_log_rest_##S(f) + tail)); \
-        return atleast_##S(x, zero) + y; \
-    } \
     /* 1/(1 + e) for 0 <= e <= 1: 1 + e is rounded, the remainder 1 - r - r e is not. */ \
     FB_INLINE vec_##S fb_one_of_##S(vec_##S e) { \
         vec_##S one = splat_##S(1), r = one / (one + e); \
@@ -376,6 +369,18 @@ FB_INLINE vec_f64 fb_log_rest_f64(vec_f64 f) { /* 2s + s^3 p, s = f/(2+f), and 2
 FB_VMATH(f32)
 FB_VMATH(f64)
 #undef FB_VMATH
+
+/* log(1 + e^x) = max(x, 0) + log(1 + t), t = e^-|x|; 1 + t is halved where it is large; 1.16 */
+FB_INLINE vec_f64 softplus_f64(vec_f64 x) {
+    vec_f64 q, low, one = splat_f64(1), zero = splat_f64(0), half = splat_f64(0.5);
+    vec_f64 n = fb_exp_parts_f64(fb_minus_abs_f64(x), zero, &q, &low);
+    vec_f64 w = one + q, t = fb_scale_f64(w, n), tail = fb_scale_f64((q - (w - one)) + low, n);
+    mask_f64 big = lt_f64(half, t);
+    vec_f64 f = select_f64(big, half * t - half, t); /* exact */
+    tail = select_f64(big, fma_f64(half, tail, splat_f64(FB_LN2_LOW_f64)), tail);
+    vec_f64 y = select_f64(big, splat_f64(FB_LN2_HIGH_f64), zero) + (f + (fb_log_rest_f64(f) + tail));
+    return atleast_f64(x, zero) + y;
+}
 
 FB_INLINE vec_f64 tanh_f64(vec_f64 x) { return fb_tanh_f64(x); }
 FB_INLINE vec_f64 sigmoid_f64(vec_f64 x) { return fb_sigmoid_f64(x); }
@@ -432,6 +437,14 @@ FB_INLINE vec_f32 tanh_f32(vec_f32 x) {
 FB_INLINE vec_f32 tanh_f32(vec_f32 x) { return fb_tanh_f32(x); }
 #endif
 
+/* softplus(x), as above, with t log(1 + t)/t, the second factor a polynomial; 1.77 (unfused 1.98) */
+FB_INLINE vec_f32 softplus_f32(vec_f32 x) {
+    vec_f32 one = splat_f32(1), q, n = fb_exp_q_f32(fb_minus_abs_f32(x), &q), w = one + q, low = q - (w - one);
+    vec_f32 t = fb_scale_normal_f32(w, n);
+    vec_f32 h = FB_POLY_STEADY(f32, t - splat_f32(FB_SOFTPLUS_CENTRE), FB_SOFTPLUS_f32);
+    return atleast_f32(x, splat_f32(0)) + fb_scale_f32(fma_f32(w, h, low * h), n);
+}
+
 /* ---- Double vectors that serve float results (error below 2^-28) ---- */
 
 #define FB_THROUGH_DOUBLE(name, inner) \
@@ -463,9 +476,61 @@ FB_THROUGH_DOUBLE(sigmoid, fb_sigmoid_short)
 FB_THROUGH_DOUBLE(silu, fb_silu_short)
 #endif
 
-/* gelu(x) = x P(N < x) = max(x, 0) - |x| T(|x|), T(y) = erfc(y/sqrt 2)/2, -0 at -inf; 0.60 */
 #define FB_TAIL_SCALE_SHORT 0x1.0f876ccdf6cd9p+2 /* 3 sqrt 2 */
 #define FB_TAIL_SCALE_f64 0x1.6a09e667f3bcdp+2   /* 4 sqrt 2 */
+/* gelu(x) = x P(N < x) = max(x, 0) - |x| T(|x|), T(y) = erfc(y/sqrt 2)/2, -0 at -inf; 0.60 (AVX-512 1.84) */
+#if defined(__AVX512F__)
+/* T(y) = e^(-y^2/2) g(y); g as tanh above, over four intervals an octave of y + 1, centres where g
+   is almost a float, degree 6, error below 2^-27.4. */
+static const float FB_GELU_f32[8][16] = {
+    {0x1.3d7dbcp+0f, 0x1.c20e5ap+0f, 0x1.213d16p+1f, 0x1.5f8d9ap+1f, 0x1.bf897cp+1f, 0x1.1fd912p+2f,
+     0x1.5f79eap+2f, 0x1.9f4d9ep+2f, 0x1.fd9b32p+2f, 0x1.4146eep+3f, 0x1.7ec3cep+3f, 0x1.c0dc4ap+3f,
+     0x1.fa0f12p-4f, 0x1.8312c8p-2f, 0x1.3e79cap-1f, 0x1.be86e2p-1f},
+    {0x1.dad2eep-3f, 0x1.7a20bep-3f, 0x1.39a0aap-3f, 0x1.0c01bp-3f, 0x1.b3fc74p-4f, 0x1.5b85fep-4f,
+     0x1.208746p-4f, 0x1.ec702ap-5f, 0x1.943f32p-5f, 0x1.426074p-5f, 0x1.0f5a3cp-5f, 0x1.cfa5f6p-6f,
+     0x1.d13168p-2f, 0x1.83ed7ap-2f, 0x1.4bb7bcp-2f, 0x1.1ef098p-2f},
+    {-0x1.c85082p-4f, -0x1.308bccp-4f, -0x1.b158e8p-5f, -0x1.43ce26p-5f, -0x1.b6c59ap-6f, -0x1.1c26e8p-6f,
+     -0x1.8c2e54p-7f, -0x1.22984cp-7f, -0x1.8a3de2p-8f, -0x1.f807dcp-9f, -0x1.6610dp-9f, -0x1.05cfd6p-9f,
+     -0x1.5f0ae2p-2f, -0x1.05e136p-2f, -0x1.945c9cp-3f, -0x1.3c8a4ep-3f},
+    {0x1.7fba0ap-5f, 0x1.b9b55ep-6f, 0x1.13491ep-6f, 0x1.6d6254p-7f, 0x1.a3a90cp-8f, 0x1.c056f4p-9f,
+     0x1.08f2e2p-9f, 0x1.5032cp-10f, 0x1.7b264cp-11f, 0x1.866d2cp-12f, 0x1.d560f4p-13f, 0x1.263da4p-13f,
+     0x1.a5d264p-3f, 0x1.20efcep-3f, 0x1.9be9e6p-4f, 0x1.29d152p-4f},
+    {-0x1.232444p-6f, -0x1.266ca6p-7f, -0x1.462fbcp-8f, -0x1.84ec1ap-9f, -0x1.7faf92p-10f, -0x1.56527ap-11f,
+     -0x1.59c88cp-12f, -0x1.7dac8p-13f, -0x1.67b77p-14f, -0x1.2bb866p-15f, -0x1.31a664p-16f, -0x1.4915d4p-17f,
+     -0x1.b1520cp-4f, -0x1.145becp-4f, -0x1.705302p-5f, -0x1.f1cecap-6f},
+    {0x1.96617ep-8f, 0x1.6dc4f2p-9f, 0x1.6c08acp-10f, 0x1.89b124p-11f, 0x1.50fe02p-12f, 0x1.fb51dap-14f,
+     0x1.b90fbep-15f, 0x1.a9a2c6p-16f, 0x1.5114fep-17f, 0x1.c8192p-19f, 0x1.8b95c2p-20f, 0x1.6e5644p-21f,
+     0x1.8b13bap-5f, 0x1.d96eb2p-6f, 0x1.2908dep-6f, 0x1.7a95bap-7f},
+    {-0x1.0b1206p-9f, -0x1.af2e8cp-11f, -0x1.82ccdcp-12f, -0x1.7cae72p-13f, -0x1.22625cp-14f, -0x1.71fe98p-16f,
+     -0x1.165e66p-17f, -0x1.d679f4p-19f, -0x1.3eb4e6p-20f, -0x1.5d5694p-22f, -0x1.01366ap-23f,
+     -0x1.9b365ep-25f, -0x1.4653d8p-6f, -0x1.74021ep-7f, -0x1.bf3b36p-8f, -0x1.083b4ap-8f},
+    {0x1.43acdcp-11f, 0x1.e28b0ep-13f, 0x1.90ad52p-14f, 0x1.2f7bbcp-15f, 0x1.d7fd0cp-17f, 0x1.02922ap-18f,
+     0x1.5387c8p-20f, 0x1.f57b2p-22f, 0x1.1b8d16p-23f, 0x1.0bea84p-25f, 0x1.44fa56p-27f, 0x1.c3e57ap-29f,
+     0x1.e9976cp-8f, 0x1.098e7ep-8f, 0x1.9b9e64p-9f, 0x1.50b0d4p-10f},
+};
+FB_INLINE vec_f32 gelu_f32(vec_f32 x) {
+    vec_f32 y = atmost_f32(abs_f32(x), splat_f32(14.8)), one = splat_f32(1), square = y * y, g; /* beyond: 0 or x */
+    __m512i interval = _mm512_srli_epi32((__m512i)(y + one), 21);
+#define FB_COLUMN(row) ((vec_f32)_mm512_permutexvar_ps(interval, _mm512_loadu_ps(FB_GELU_f32[row])))
+    vec_f32 t = y - FB_COLUMN(0);
+    g = fma_f32(FB_COLUMN(7), t, FB_COLUMN(6));
+    g = fma_f32(g, t, FB_COLUMN(5));
+    g = fma_f32(g, t, FB_COLUMN(4));
+    g = fma_f32(g, t, FB_COLUMN(3));
+    g = fma_f32(g, t, FB_COLUMN(2));
+    g = fma_f32(g, t, FB_COLUMN(1));
+#undef FB_COLUMN
+    /* e^(-y^2/2) = 2^n (w + low), y^2 in two parts */
+    vec_f32 half = splat_f32(-0.5), rest = fma_f32(y, y, -square);
+    vec_f32 n = fma_f32(square, splat_f32(-0.5 * FB_LOG2E), splat_f32(FB_ROUND_f32)) - splat_f32(FB_ROUND_f32);
+    vec_f32 r = fma_f32(n, splat_f32(-FB_LN2_HIGH_f32), half * square);
+    r = r + fma_f32(half, rest, n * splat_f32(-FB_LN2_LOW_f32));
+    vec_f32 q = fma_f32(r * r, FB_POLY(f32, r, FB_EXP_f32), r), w = one + q, low = q - (w - one);
+    vec_f32 p = y * g, p0 = fma_f32(y, g, -p);
+    vec_f32 tail = fb_scale_f32(fma_f32(p, w, fma_f32(p, low, p0 * w)), n);
+    return copysign_f32(atleast_f32(x, splat_f32(0)) - tail, x);
+}
+#else
 FB_INLINE vec_f64 fb_gelu_short(vec_f64 x) {
     vec_f64 y = atmost_f64(abs_f64(x), splat_f64(20)); /* beyond 14.5 the result is 0 or x */
     vec_f64 u = splat_f64(1) / (y + splat_f64(FB_TAIL_SCALE_SHORT));
@@ -474,6 +539,7 @@ FB_INLINE vec_f64 fb_gelu_short(vec_f64 x) {
     return fma_f64(-y, tail, atleast_f64(x, splat_f64(0)));
 }
 FB_THROUGH_DOUBLE(gelu, fb_gelu_short)
+#endif
 
 /* gelu_tanh(x) = x/2 (1 + tanh(v)) = x/(1 + e^-2v), v = sqrt(2/pi) (x + 0.044715 x^3),
    -0 at -inf; 0.56 */
@@ -522,7 +588,7 @@ FB_INLINE vec_f64 gelu_f64(vec_f64 x) {
     return select_f64(lt_f64(x, splat_f64(0)), fb_scale_f64(-y * tail, n), above);
 }
 
-/* gelu_tanh(x), as for float, with 2v in two parts; 1.07 (unfused 1.44) */
+/* gelu_tanh(x), as for float, with 2v in two parts; 1.49 (unfused 1.84) */
 FB_INLINE vec_f64 gelu_tanh_f64(vec_f64 x) {
     vec_f64 c = atleast_f64(atmost_f64(x, splat_f64(22)), splat_f64(-22)), cubic = splat_f64(FB_GELU_CUBIC);
     vec_f64 z = c * c, z0 = fb_mul_error_f64(c, c, z);
