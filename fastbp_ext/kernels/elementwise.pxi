@@ -16,14 +16,11 @@ cdef inline void unary(char** p, Py_ssize_t n, const double* c, unary_gate f) no
     cdef real* y = <real*> p[0]
     cdef real* x = <real*> p[1]
     cdef Py_ssize_t i = 0
-    if n == 1:    # what a masked store wrote, a masked load waits for
-        y[0] = first_lane(f(splat(x[0]), c))
-        return
     while i + LANES <= n:
         store_all(y + i, f(load_all(x + i), c))
         i += LANES
     if i < n:
-        store_part(y + i, f(load_part(x + i, n - i), c), n - i)
+        store_rest(y + i, f(load_rest(x + i, n - i), c), n - i)
 
 
 cdef inline void binary(char** p, Py_ssize_t n, const double* c, binary_gate f) noexcept nogil:
@@ -31,14 +28,11 @@ cdef inline void binary(char** p, Py_ssize_t n, const double* c, binary_gate f) 
     cdef real* x = <real*> p[1]
     cdef real* y = <real*> p[2]
     cdef Py_ssize_t i = 0
-    if n == 1:
-        z[0] = first_lane(f(splat(x[0]), splat(y[0]), c))
-        return
     while i + LANES <= n:
         store_all(z + i, f(load_all(x + i), load_all(y + i), c))
         i += LANES
     if i < n:
-        store_part(z + i, f(load_part(x + i, n - i), load_part(y + i, n - i), c), n - i)
+        store_rest(z + i, f(load_rest(x + i, n - i), load_rest(y + i, n - i), c), n - i)
 
 
 cdef inline void compare(char** p, Py_ssize_t n, comparison f) noexcept nogil:
@@ -46,10 +40,11 @@ cdef inline void compare(char** p, Py_ssize_t n, comparison f) noexcept nogil:
     cdef real* x = <real*> p[1]
     cdef real* y = <real*> p[2]
     cdef Py_ssize_t i = 0
-    while i < n:
-        store_mask(z + i, f(load(x + i, n - i), load(y + i, n - i)),
-                   n - i if n - i < LANES else LANES)
+    while i + LANES <= n:
+        store_mask_all(z + i, f(load_all(x + i), load_all(y + i)))
         i += LANES
+    if i < n:
+        store_mask(z + i, f(load_part(x + i, n - i), load_part(y + i, n - i)), n - i)
 
 
 # --- arithmetic
@@ -102,9 +97,12 @@ cdef inline void clip(char** p, Py_ssize_t n, const double* c) noexcept nogil:
     cdef real* low = <real*> p[2]
     cdef real* high = <real*> p[3]
     cdef Py_ssize_t i = 0
-    while i < n:
-        store(y + i, vmin(vmax(load(x + i, n - i), load(low + i, n - i)), load(high + i, n - i)), n - i)
+    while i + LANES <= n:
+        store_all(y + i, vmin(vmax(load_all(x + i), load_all(low + i)), load_all(high + i)))
         i += LANES
+    if i < n:
+        store_part(y + i, vmin(vmax(load_part(x + i, n - i), load_part(low + i, n - i)), load_part(high + i, n - i)),
+                   n - i)
 
 cdef inline void where(char** p, Py_ssize_t n, const double* c) noexcept nogil:
     """z = x where the condition holds, else y; p: z, condition (bytes), x, y."""
@@ -113,10 +111,12 @@ cdef inline void where(char** p, Py_ssize_t n, const double* c) noexcept nogil:
     cdef real* x = <real*> p[2]
     cdef real* y = <real*> p[3]
     cdef Py_ssize_t i = 0
-    while i < n:
-        store(z + i, select(load_mask(condition + i, n - i if n - i < LANES else LANES),
-                            load(x + i, n - i), load(y + i, n - i)), n - i)
+    while i + LANES <= n:
+        store_all(z + i, select(load_mask_all(condition + i), load_all(x + i), load_all(y + i)))
         i += LANES
+    if i < n:
+        store_part(z + i, select(load_mask(condition + i, n - i), load_part(x + i, n - i), load_part(y + i, n - i)),
+                   n - i)
 
 
 cdef inline void number_pow(char** p, Py_ssize_t n, const double* c) noexcept nogil:

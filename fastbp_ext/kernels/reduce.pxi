@@ -49,6 +49,30 @@ cdef inline real fold_lanes(vec* v, fold f) noexcept nogil:
     return first_lane(f(v[0], down(v[0], 1)))
 
 
+cdef inline void fold_quarter(const real* x, Py_ssize_t j, Py_ssize_t n, real identity, fold f,
+                              vec* sum) noexcept nogil:
+    """Elements j .. n of a quarter; j is a multiple of 16, n is 256 at most."""
+    cdef vec lanes[SUM_VECTORS]
+    cdef int v
+    for v in range(SUM_LANES // LANES):
+        lanes[v] = sum[v]
+    while j + SUM_LANES <= n:
+        for v in range(SUM_LANES // LANES):
+            lanes[v] = f(lanes[v], load_all(x + j + v * LANES))
+        j += SUM_LANES
+    for v in range(SUM_LANES // LANES):
+        sum[v] = f(lanes[v], load_or(x + j + v * LANES, n - j - v * LANES, splat(identity))) if j < n else lanes[v]
+
+
+cdef inline real fold_quarters(vec (*sum)[SUM_VECTORS], Py_ssize_t n, fold f) noexcept nogil:
+    """The quarters of a block of n elements in one; they are overwritten."""
+    cdef int v
+    if n > SUM_QUARTER:
+        for v in range(SUM_LANES // LANES):
+            sum[0][v] = f(f(sum[0][v], sum[1][v]), f(sum[2][v], sum[3][v]))
+    return fold_lanes(sum[0], f)
+
+
 cdef inline real fold_block(const real* x, Py_ssize_t n, real identity, fold f) noexcept nogil:
     """One contiguous block of n <= SUM_BLOCK elements."""
     cdef vec sum[4][SUM_VECTORS]      # for each quarter as many vectors as 16 lanes take
@@ -57,21 +81,59 @@ cdef inline real fold_block(const real* x, Py_ssize_t n, real identity, fold f) 
     for q in range(4):
         for v in range(SUM_LANES // LANES):
             sum[q][v] = splat(identity)
-    if n == SUM_BLOCK:
-        while j < SUM_QUARTER:        # four chains at once
-            for q in range(4):
-                for v in range(SUM_LANES // LANES):
-                    sum[q][v] = f(sum[q][v], load_all(x + q * SUM_QUARTER + j + v * LANES))
-            j += SUM_LANES
-    else:
-        while j < n:
-            q = j // SUM_QUARTER
+    while j + SUM_LANES <= n - 3 * SUM_QUARTER:    # four chains at once
+        for q in range(4):
             for v in range(SUM_LANES // LANES):
-                sum[q][v] = f(sum[q][v], load_or(x + j + v * LANES, n - j - v * LANES, splat(identity)))
-            j += SUM_LANES
-    for v in range(SUM_LANES // LANES):
-        sum[0][v] = f(f(sum[0][v], sum[1][v]), f(sum[2][v], sum[3][v]))
-    return fold_lanes(sum[0], f)
+                sum[q][v] = f(sum[q][v], load_all(x + q * SUM_QUARTER + j + v * LANES))
+        j += SUM_LANES
+    q = 0
+    while q * SUM_QUARTER < n and j < SUM_QUARTER:
+        fold_quarter(x + q * SUM_QUARTER, j, min(n - q * SUM_QUARTER, <Py_ssize_t> SUM_QUARTER), identity, f, sum[q])
+        q += 1
+    return fold_quarters(sum, n, f)
+
+
+# --- a fold: its loops over elements are compiled for each, all around them once
+
+ctypedef real (*block_loop)(const real* x, Py_ssize_t n) noexcept nogil
+ctypedef void (*columns_loop)(const char* x, Py_ssize_t step, Py_ssize_t n, Py_ssize_t width, vec* lane) noexcept nogil
+
+cdef struct folding:
+    real identity
+    fold f
+    block_loop block          # fold_block
+    columns_loop columns      # fold_columns
+
+ctypedef void (*reduction)(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop,
+                           const folding* how) noexcept nogil
+
+cdef extern from "simd.h" nogil:
+    reduction outlined_reduction "FB_OUTLINED"(reduction f)
+
+cdef inline real block_sum(const real* x, Py_ssize_t n) noexcept nogil: return fold_block(x, n, 0, fold_sum)
+cdef inline real block_prod(const real* x, Py_ssize_t n) noexcept nogil: return fold_block(x, n, 1, fold_prod)
+cdef inline real block_max(const real* x, Py_ssize_t n) noexcept nogil: return fold_block(x, n, -INFINITY, fold_max)
+cdef inline real block_min(const real* x, Py_ssize_t n) noexcept nogil: return fold_block(x, n, INFINITY, fold_min)
+cdef inline void columns_sum(const char* x, Py_ssize_t step, Py_ssize_t n, Py_ssize_t width, vec* lane) noexcept nogil:
+    fold_columns(x, step, n, width, splat(0), fold_sum, lane)
+cdef inline void columns_prod(const char* x, Py_ssize_t step, Py_ssize_t n, Py_ssize_t width, vec* lane) noexcept nogil:
+    fold_columns(x, step, n, width, splat(1), fold_prod, lane)
+cdef inline void columns_max(const char* x, Py_ssize_t step, Py_ssize_t n, Py_ssize_t width, vec* lane) noexcept nogil:
+    fold_columns(x, step, n, width, splat(-INFINITY), fold_max, lane)
+cdef inline void columns_min(const char* x, Py_ssize_t step, Py_ssize_t n, Py_ssize_t width, vec* lane) noexcept nogil:
+    fold_columns(x, step, n, width, splat(INFINITY), fold_min, lane)
+cdef inline folding folding_of(real identity, fold f, block_loop block, columns_loop columns) noexcept nogil:
+    cdef folding how
+    how.identity = identity
+    how.f = f
+    how.block = block
+    how.columns = columns
+    return how
+
+cdef inline folding sums() noexcept nogil: return folding_of(0, fold_sum, block_sum, columns_sum)
+cdef inline folding prods() noexcept nogil: return folding_of(1, fold_prod, block_prod, columns_prod)
+cdef inline folding maxima() noexcept nogil: return folding_of(-INFINITY, fold_max, block_max, columns_max)
+cdef inline folding minima() noexcept nogil: return folding_of(INFINITY, fold_min, block_min, columns_min)
 
 
 cdef inline int carry(real* level, Py_ssize_t width, Py_ssize_t blocks, Py_ssize_t n, fold f) noexcept nogil:
@@ -92,34 +154,38 @@ cdef inline int carry(real* level, Py_ssize_t width, Py_ssize_t blocks, Py_ssize
     return top + 1
 
 
-cdef inline real fold_row(const fb_instruction* i, const char* base, Py_ssize_t n, real identity,
-                          fold f) noexcept nogil:
-    """The n elements of the reduced dimensions that begin at base, in their order."""
-    cdef real level[SUM_LEVELS]
-    cdef real block[SUM_BLOCK]
-    cdef const real* x
-    cdef int top = 0, ndim = i.ndim - i.kept
-    cdef const Py_ssize_t* shape = &i.shape[i.kept]
-    cdef const Py_ssize_t* stride = &i.stride[1][i.kept]
-    cdef bint dense = ndim == 0 or (ndim == 1 and stride[0] == sizeof(real))
-    cdef Py_ssize_t j = 0, blocks = 0, m
-    if n <= 0:
-        return identity
-    while j < n:
-        m = n - j if n - j < SUM_BLOCK else SUM_BLOCK
-        if dense:
-            x = <const real*> base + j
-        else:
-            walk(<char*> block, <char*> base, stride, shape, ndim, j, m, sizeof(real), False)
-            x = block
-        level[top] = fold_block(x, m, identity, f)
-        top = carry(level, 1, blocks, 1, f)
-        blocks += 1
-        j += m
+cdef inline real fold_level(real* level, int top, fold f) noexcept nogil:
+    """The rows that are left on the stack, in one."""
     while top > 1:
         fold_into(level + top - 2, level + top - 1, 1, f)
         top -= 1
     return level[0]
+
+
+cdef inline const real* elements_of(const fb_instruction* i, const char* base, Py_ssize_t j, Py_ssize_t n,
+                                    real* buffer) noexcept nogil:
+    """Elements j .. j + n of the reduced dimensions that begin at base: where they lie, or in the buffer."""
+    cdef int ndim = i.ndim - i.kept
+    if ndim == 0 or (ndim == 1 and i.stride[1][i.kept] == sizeof(real)):
+        return <const real*> base + j
+    walk(<char*> buffer, <char*> base, &i.stride[1][i.kept], &i.shape[i.kept], ndim, j, n, sizeof(real), False)
+    return buffer
+
+
+cdef inline real fold_row(const fb_instruction* i, const char* base, Py_ssize_t n, const folding* how) noexcept nogil:
+    """The n elements of the reduced dimensions that begin at base, in their order."""
+    cdef real level[SUM_LEVELS]
+    cdef real buffer[SUM_BLOCK]
+    cdef int top = 0
+    cdef Py_ssize_t j = 0, m
+    if n <= SUM_BLOCK:
+        return how.block(elements_of(i, base, 0, n, buffer), n) if n else how.identity
+    while j < n:
+        m = min(n - j, <Py_ssize_t> SUM_BLOCK)
+        level[top] = how.block(elements_of(i, base, j, m, buffer), m)
+        top = carry(level, 1, j // SUM_BLOCK, 1, how.f)
+        j += m
+    return fold_level(level, top, how.f)
 
 
 cdef inline Py_ssize_t size_of(const fb_instruction* i, int first, int last) noexcept nogil:
@@ -143,22 +209,22 @@ cdef inline char* place(const fb_instruction* i, int operand, int first, int las
     return p
 
 
-cdef inline void reduce_rows(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop, real identity,
-                             fold f) noexcept nogil:
+cdef inline void reduce_rows(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop,
+                             const folding* how) noexcept nogil:
     cdef Py_ssize_t n = size_of(i, i.kept, i.ndim), m
     for m in range(start, stop):
-        (<real*> place(i, 0, 0, i.kept, m))[0] = fold_row(i, place(i, 1, 0, i.kept, m), n, identity, f) / <real> i.c[0]
+        (<real*> place(i, 0, 0, i.kept, m))[0] = fold_row(i, place(i, 1, 0, i.kept, m), n, how) / <real> i.c[0]
 
 
 cdef inline void fold_far_rows(const fb_instruction* i, const char** x, Py_ssize_t* at, Py_ssize_t n, Py_ssize_t width,
-                               real identity, fold f, vec* lane) noexcept nogil:
+                               const folding* how, vec* lane) noexcept nogil:
     """fold_columns where rows are not evenly apart: x is the next one, at the place `at`; both move on."""
     cdef Py_ssize_t r
     cdef int d
     for r in range(SUM_LANES):
-        lane[r] = splat(identity)
+        lane[r] = splat(how.identity)
     for r in range(n):
-        lane[r % SUM_LANES] = f(lane[r % SUM_LANES], load(<const real*> x[0], width))
+        lane[r % SUM_LANES] = how.f(lane[r % SUM_LANES], load(<const real*> x[0], width))
         d = i.ndim - 1
         while d >= i.kept:
             at[d] += 1
@@ -170,8 +236,8 @@ cdef inline void fold_far_rows(const fb_instruction* i, const char** x, Py_ssize
             d -= 1
 
 
-cdef inline void reduce_columns(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop, real identity,
-                                fold f) noexcept nogil:
+cdef inline void reduce_columns(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop,
+                                const folding* how) noexcept nogil:
     """The last kept dimension is contiguous: a vector of sums side by side, row after row."""
     cdef vec lane[4][SUM_LANES]
     cdef real level[SUM_LEVELS][SUM_LANES]
@@ -182,6 +248,7 @@ cdef inline void reduce_columns(const fb_instruction* i, Py_ssize_t start, Py_ss
     cdef Py_ssize_t at[12]
     cdef const char* x
     cdef char* y
+    cdef fold f = how.f
     while m < stop:
         width = min(last - m % last, stop - m, <Py_ssize_t> LANES)
         x = place(i, 1, 0, i.kept, m)
@@ -195,10 +262,10 @@ cdef inline void reduce_columns(const fb_instruction* i, Py_ssize_t start, Py_ss
             for q in range(quarters):
                 rows = min(in_block - q * SUM_QUARTER, <Py_ssize_t> SUM_QUARTER)
                 if i.ndim == i.kept + 1:
-                    fold_columns(x, i.stride[1][i.kept], rows, width, splat(identity), f, lane[q])
+                    how.columns(x, i.stride[1][i.kept], rows, width, lane[q])
                     x += rows * i.stride[1][i.kept]
                 else:
-                    fold_far_rows(i, &x, at, rows, width, identity, f, lane[q])
+                    fold_far_rows(i, &x, at, rows, width, how, lane[q])
             if quarters > 3:
                 for r in range(SUM_LANES):
                     lane[2][r] = f(lane[2][r], lane[3][r])
@@ -217,7 +284,7 @@ cdef inline void reduce_columns(const fb_instruction* i, Py_ssize_t start, Py_ss
             top -= 1
         y = place(i, 0, 0, i.kept, m)
         for k in range(width):
-            (<real*> (y + k * i.stride[0][i.kept - 1]))[0] = (level[0][k] if n else identity) / <real> i.c[0]
+            (<real*> (y + k * i.stride[0][i.kept - 1]))[0] = (level[0][k] if n else how.identity) / <real> i.c[0]
         m += width
 
 
@@ -273,36 +340,42 @@ cdef inline void reduce_few(const fb_instruction* i, Py_ssize_t start, Py_ssize_
         y += LANES * sizeof(real)
 
 
-cdef inline void reduce(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop, real identity,
-                        fold f) noexcept nogil:
-    """y = fold of x over the reduced dimensions, divided by c[0]."""
-    if are_few(i, start, stop):
-        reduce_few(i, start, stop, identity, f)
-        return
+cdef inline void reduce_many(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop,
+                             const folding* how) noexcept nogil:
     cdef bint columns = (i.kept > 0 and i.stride[1][i.kept - 1] == sizeof(real) and i.shape[i.kept - 1] > 1
                          and not (i.ndim > i.kept and i.stride[1][i.ndim - 1] == sizeof(real)))
     if columns:
-        reduce_columns(i, start, stop, identity, f)
+        reduce_columns(i, start, stop, how)
     else:
-        reduce_rows(i, start, stop, identity, f)
+        reduce_rows(i, start, stop, how)
+
+
+cdef inline void reduce(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop, fold f,
+                        folding how) noexcept nogil:
+    """y = fold of x over the reduced dimensions, divided by c[0]."""
+    if are_few(i, start, stop):
+        reduce_few(i, start, stop, how.identity, f)
+    else:
+        outlined_reduction(reduce_many)(i, start, stop, &how)
 
 
 # --- all elements in two steps: the blocks, which may go to any thread or run tile by tile with
 # what made the elements, and then the results of the blocks
 
-cdef inline void blocks(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop, real identity,
-                        fold f) noexcept nogil:
+cdef inline void blocks(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop,
+                        const folding* how) noexcept nogil:
     """y[b] = fold of block b of x, for elements start .. stop; start is a multiple of SUM_BLOCK."""
     cdef real* y = <real*> i.p[0] + start // SUM_BLOCK
     cdef const real* x = <const real*> i.p[1] + (0 if i.tile[1] else start)
     while start < stop:
-        y[0] = fold_block(x, min(stop - start, <Py_ssize_t> SUM_BLOCK), identity, f)
+        y[0] = how.block(x, min(stop - start, <Py_ssize_t> SUM_BLOCK))
         y += 1
         x += SUM_BLOCK
         start += SUM_BLOCK
 
 
-cdef inline void combine(const fb_instruction* i, real identity, fold f) noexcept nogil:
+cdef inline void combine(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop,
+                         const folding* how) noexcept nogil:
     """y = the blocks' results x, in the order of every sum, divided by c[0]."""
     cdef real level[SUM_LEVELS]
     cdef const real* x = <const real*> i.p[1]
@@ -310,80 +383,99 @@ cdef inline void combine(const fb_instruction* i, real identity, fold f) noexcep
     cdef int top = 0
     for b in range(i.shape[0]):
         level[top] = x[b]
-        top = carry(level, 1, b, 1, f)
-    while top > 1:
-        fold_into(level + top - 2, level + top - 1, 1, f)
-        top -= 1
-    (<real*> i.p[0])[0] = level[0] / <real> i.c[0]
+        top = carry(level, 1, b, 1, how.f)
+    (<real*> i.p[0])[0] = fold_level(level, top, how.f) / <real> i.c[0]
 
 
 cdef inline void sum_blocks(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
-    blocks(i, start, stop, 0, fold_sum)
+    cdef folding how = sums()
+    outlined_reduction(blocks)(i, start, stop, &how)
 
 cdef inline void prod_blocks(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
-    blocks(i, start, stop, 1, fold_prod)
+    cdef folding how = prods()
+    outlined_reduction(blocks)(i, start, stop, &how)
 
 cdef inline void max_blocks(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
-    blocks(i, start, stop, -INFINITY, fold_max)
+    cdef folding how = maxima()
+    outlined_reduction(blocks)(i, start, stop, &how)
 
 cdef inline void min_blocks(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
-    blocks(i, start, stop, INFINITY, fold_min)
+    cdef folding how = minima()
+    outlined_reduction(blocks)(i, start, stop, &how)
 
 cdef inline void sum_combine(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
-    combine(i, 0, fold_sum)
+    cdef folding how = sums()
+    outlined_reduction(combine)(i, start, stop, &how)
 
 cdef inline void prod_combine(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
-    combine(i, 1, fold_prod)
+    cdef folding how = prods()
+    outlined_reduction(combine)(i, start, stop, &how)
 
 cdef inline void max_combine(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
-    combine(i, -INFINITY, fold_max)
+    cdef folding how = maxima()
+    outlined_reduction(combine)(i, start, stop, &how)
 
 cdef inline void min_combine(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
-    combine(i, INFINITY, fold_min)
+    cdef folding how = minima()
+    outlined_reduction(combine)(i, start, stop, &how)
 
 
 cdef inline void reduce_sum(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
-    reduce(i, start, stop, 0, fold_sum)
+    reduce(i, start, stop, fold_sum, sums())
 
 cdef inline void reduce_prod(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
-    reduce(i, start, stop, 1, fold_prod)
+    reduce(i, start, stop, fold_prod, prods())
 
 cdef inline void reduce_max(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
-    reduce(i, start, stop, -INFINITY, fold_max)
+    reduce(i, start, stop, fold_max, maxima())
 
 cdef inline void reduce_min(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
-    reduce(i, start, stop, INFINITY, fold_min)
+    reduce(i, start, stop, fold_min, minima())
 
 
-cdef inline void find(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop, real identity,
-                      fold f) noexcept nogil:
+cdef inline Py_ssize_t first_of(const real* x, Py_ssize_t n, real value) noexcept nogil:
+    """The first place of a value, or of NaN, that is among the n."""
+    cdef Py_ssize_t j = 0
+    cdef vec v = splat(value), a
+    while j + LANES <= n:
+        a = load_all(x + j)
+        if any_of(eq(a, v)) or any_of(ne(a, a)):
+            break
+        j += LANES
+    while j < n and x[j] != value and x[j] == x[j]:
+        j += 1
+    return j
+
+
+cdef inline void find(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop,
+                      const folding* how) noexcept nogil:
     """y = the first place of the extreme value of each row, or of its first NaN."""
-    cdef Py_ssize_t n = size_of(i, i.kept, i.ndim), m, j, k, width
-    cdef real block[SUM_BLOCK]
-    cdef real extreme
-    cdef char* base
+    cdef Py_ssize_t n = size_of(i, i.kept, i.ndim), m, j, at, width
+    cdef real buffer[SUM_BLOCK]
+    cdef real best, extreme
+    cdef const char* base
     for m in range(start, stop):
         base = place(i, 1, 0, i.kept, m)
-        extreme = fold_row(i, base, n, identity, f)
-        j = 0
-        k = 0
-        while j < n:
-            width = n - j if n - j < SUM_BLOCK else SUM_BLOCK
-            walk(<char*> block, base, &i.stride[1][i.kept], &i.shape[i.kept], i.ndim - i.kept, j, width,
-                 sizeof(real), False)
-            k = 0
-            while k < width and block[k] != extreme and block[k] == block[k]:
-                k += 1
-            if k < width:
-                break
+        best = how.identity
+        j = at = 0
+        while j < n and best == best:
+            width = min(n - j, <Py_ssize_t> SUM_BLOCK)
+            extreme = how.block(elements_of(i, base, j, width, buffer), width)
+            if extreme != extreme or (extreme > best if how.identity < 0 else extreme < best):
+                best = extreme
+                at = j
             j += width
-        (<int64_t*> place(i, 0, 0, i.kept, m))[0] = j + k
+        (<int64_t*> place(i, 0, 0, i.kept, m))[0] = at + first_of(
+            elements_of(i, base, at, min(n - at, <Py_ssize_t> SUM_BLOCK), buffer),
+            min(n - at, <Py_ssize_t> SUM_BLOCK), best)
 
 cdef inline void argmax(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
-    find(i, start, stop, -INFINITY, fold_max)
+    cdef folding how = maxima()
+    outlined_reduction(find)(i, start, stop, &how)
 
 cdef inline void argmin(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
-    find(i, start, stop, INFINITY, fold_min)
+    cdef folding how = minima()
+    outlined_reduction(find)(i, start, stop, &how)
 
 
 cdef inline dict reduce_kernels():

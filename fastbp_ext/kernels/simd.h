@@ -31,6 +31,9 @@ enum { LANES_f32 = FB_VECTOR_BYTES / 4, LANES_f64 = FB_VECTOR_BYTES / 8 };
 #define FB_UNROLL _Pragma("GCC unroll 32")
 #endif
 
+/* f, to be called and not inlined: compiled once, whoever uses it. */
+#define FB_OUTLINED(f) ({ __typeof__(&(f)) fb_called = (f); __asm__("" : "+r"(fb_called)); fb_called; })
+
 #define FB_INLINE static inline __attribute__((always_inline, unused))
 #define FB_VECTOR(T) T __attribute__((vector_size(FB_VECTOR_BYTES), aligned(sizeof(T)), may_alias))
 typedef FB_VECTOR(float) vec_f32;
@@ -65,6 +68,12 @@ FB_INLINE mask_f32 load_mask_f32(const uint8_t *p, Py_ssize_t m) {
 FB_INLINE mask_f64 load_mask_f64(const uint8_t *p, Py_ssize_t m) {
     return (mask_f64)_mm_test_epi8_mask(_mm_maskz_loadu_epi8(FB_FIRST(f64, m), p), _mm_set1_epi8(-1));
 }
+FB_INLINE mask_f32 load_mask_all_f32(const uint8_t *p) {
+    return _mm_test_epi8_mask(_mm_loadu_si128((const __m128i *)p), _mm_set1_epi8(-1));
+}
+FB_INLINE mask_f64 load_mask_all_f64(const uint8_t *p) { return load_mask_f64(p, 8); }
+FB_INLINE void store_mask_all_f32(uint8_t *p, mask_f32 v) { _mm_storeu_si128((__m128i *)p, _mm_maskz_set1_epi8(v, 1)); }
+FB_INLINE void store_mask_all_f64(uint8_t *p, mask_f64 v) { _mm_storel_epi64((__m128i *)p, _mm_maskz_set1_epi8(v, 1)); }
 FB_INLINE void store_mask_f32(uint8_t *p, mask_f32 v, Py_ssize_t m) {
     _mm_mask_storeu_epi8(p, FB_FIRST(f32, m), _mm_maskz_set1_epi8(v, 1));
 }
@@ -134,6 +143,42 @@ FB_INLINE vec_f64 fma_f64(vec_f64 a, vec_f64 b, vec_f64 c) { return a * b + c; }
     FB_INLINE mask_f64 name##_f64(vec_f64 a, vec_f64 b) { return a op b; }
 FB_COMPARE(lt, <) FB_COMPARE(le, <=) FB_COMPARE(eq, ==) FB_COMPARE(ne, !=)
 #undef FB_COMPARE
+#if defined(__AVX2__)
+FB_INLINE mask_f32 fb_from_bytes_f32(__m128i x) { return (mask_f32)_mm256_cvtepi8_epi32(x) != 0; }
+FB_INLINE mask_f64 fb_from_bytes_f64(__m128i x) { return (mask_f64)_mm256_cvtepi8_epi64(x) != 0; }
+/* Packing with saturation keeps 0 and -1; a lane of 64 bits is two of 32. */
+FB_INLINE __m128i fb_pack(__m256i v) { return _mm_packs_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1)); }
+FB_INLINE __m128i fb_bytes_f32(mask_f32 v) { __m128i x = fb_pack((__m256i)v); return _mm_packs_epi16(x, x); }
+FB_INLINE __m128i fb_bytes_f64(mask_f64 v) {
+    __m128i x = fb_pack((__m256i)v);
+    x = _mm_packs_epi32(x, x);
+    return _mm_packs_epi16(x, x);
+}
+#define FB_MASK_ALL(S) \
+    FB_INLINE mask_##S load_mask_all_##S(const uint8_t *p) { \
+        __m128i v = _mm_setzero_si128(); \
+        memcpy(&v, p, LANES_##S); \
+        return fb_from_bytes_##S(v); \
+    } \
+    FB_INLINE void store_mask_all_##S(uint8_t *p, mask_##S v) { \
+        __m128i one = _mm_and_si128(fb_bytes_##S(v), _mm_set1_epi8(1)); \
+        memcpy(p, &one, LANES_##S); \
+    }
+#else
+#define FB_MASK_ALL(S) \
+    typedef int8_t bytes_##S __attribute__((vector_size(LANES_##S))); \
+    FB_INLINE mask_##S load_mask_all_##S(const uint8_t *p) { \
+        bytes_##S v; \
+        memcpy(&v, p, sizeof v); \
+        return __builtin_convertvector(v, int_##S) != 0; \
+    } \
+    FB_INLINE void store_mask_all_##S(uint8_t *p, mask_##S v) { \
+        bytes_##S one = __builtin_convertvector((int_##S)v, bytes_##S) & 1; \
+        memcpy(p, &one, sizeof one); \
+    }
+#endif
+FB_MASK_ALL(f32) FB_MASK_ALL(f64)
+#undef FB_MASK_ALL
 #define FB_MASK(S) \
     FB_INLINE mask_##S load_mask_##S(const uint8_t *p, Py_ssize_t m) { \
         mask_##S v = {0}; \
@@ -147,6 +192,28 @@ FB_MASK(f32) FB_MASK(f64)
 #undef FB_MASK
 #endif
 
+/* atmost, atleast: the smaller, the larger of x and c, x where either is NaN or both are 0. */
+#if defined(__AVX512F__)
+#define FB_BOUND(name, op, low, high) \
+    FB_INLINE vec_f32 name##_f32(vec_f32 x, vec_f32 c) { return (vec_f32)_mm512_##op##_ps((__m512)c, (__m512)x); } \
+    FB_INLINE vec_f64 name##_f64(vec_f64 x, vec_f64 c) { return (vec_f64)_mm512_##op##_pd((__m512d)c, (__m512d)x); }
+#elif defined(__AVX2__)
+#define FB_BOUND(name, op, low, high) \
+    FB_INLINE vec_f32 name##_f32(vec_f32 x, vec_f32 c) { return (vec_f32)_mm256_##op##_ps((__m256)c, (__m256)x); } \
+    FB_INLINE vec_f64 name##_f64(vec_f64 x, vec_f64 c) { return (vec_f64)_mm256_##op##_pd((__m256d)c, (__m256d)x); }
+#elif defined(__SSE2__)
+#define FB_BOUND(name, op, low, high) \
+    FB_INLINE vec_f32 name##_f32(vec_f32 x, vec_f32 c) { return (vec_f32)_mm_##op##_ps((__m128)c, (__m128)x); } \
+    FB_INLINE vec_f64 name##_f64(vec_f64 x, vec_f64 c) { return (vec_f64)_mm_##op##_pd((__m128d)c, (__m128d)x); }
+#else
+#define FB_BOUND(name, op, low, high) \
+    FB_INLINE vec_f32 name##_f32(vec_f32 x, vec_f32 c) { return select_f32(lt_f32(low, high), c, x); } \
+    FB_INLINE vec_f64 name##_f64(vec_f64 x, vec_f64 c) { return select_f64(lt_f64(low, high), c, x); }
+#endif
+FB_BOUND(atmost, min, c, x)
+FB_BOUND(atleast, max, x, c)
+#undef FB_BOUND
+
 /* load and store m elements, or a whole vector where m is larger. */
 #define FB_BOTH(S, T, B) \
     /* c - 0 is c, -0 as well, and compiles to a plain broadcast; 0 + c is neither. */ \
@@ -159,17 +226,18 @@ FB_MASK(f32) FB_MASK(f64)
     FB_INLINE void store_##S(T *p, vec_##S v, Py_ssize_t m) { \
         if (m >= LANES_##S) store_all_##S(p, v); else store_part_##S(p, v, m); \
     } \
+    /* A part of one element without a mask: what a masked store wrote, a masked load waits for. */ \
+    FB_INLINE vec_##S load_rest_##S(const T *p, Py_ssize_t m) { return m == 1 ? splat_##S(*p) : load_part_##S(p, m); } \
+    FB_INLINE void store_rest_##S(T *p, vec_##S v, Py_ssize_t m) { \
+        if (m == 1) *p = v[0]; else store_part_##S(p, v, m); \
+    } \
     FB_INLINE vec_##S abs_##S(vec_##S x) { return (vec_##S)((int_##S)x & B); } \
     FB_INLINE vec_##S copysign_##S(vec_##S x, vec_##S s) { \
         return (vec_##S)(((int_##S)x & B) | ((int_##S)s & ~(int_##S){0} & ~B)); \
     } \
-    /* The larger, the smaller; NaN where either is NaN (the second test: x is NaN). */ \
-    FB_INLINE vec_##S max_##S(vec_##S x, vec_##S y) { \
-        return select_##S(lt_##S(y, x), x, select_##S(ne_##S(x, x), x, y)); \
-    } \
-    FB_INLINE vec_##S min_##S(vec_##S x, vec_##S y) { \
-        return select_##S(lt_##S(x, y), x, select_##S(ne_##S(x, x), x, y)); \
-    }
+    /* The larger, the smaller; NaN where either is NaN. */ \
+    FB_INLINE vec_##S max_##S(vec_##S x, vec_##S y) { return select_##S(ne_##S(x, x), x, atleast_##S(y, x)); } \
+    FB_INLINE vec_##S min_##S(vec_##S x, vec_##S y) { return select_##S(ne_##S(x, x), x, atmost_##S(y, x)); }
 FB_BOTH(f32, float, INT32_MAX)
 FB_BOTH(f64, double, INT64_MAX)
 #undef FB_BOTH
@@ -253,6 +321,8 @@ FB_COLUMNS(f64, double)
 #define v_load(p, m) FB_PICK_POINTER(load, p)(p, m)
 #define v_load_all(p) FB_PICK_POINTER(load_all, p)(p)
 #define v_load_part(p, m) FB_PICK_POINTER(load_part, p)(p, m)
+#define v_load_rest(p, m) FB_PICK_POINTER(load_rest, p)(p, m)
+#define v_store_rest(p, v, m) FB_PICK_POINTER(store_rest, p)(p, v, m)
 #define v_load_or(p, m, fill) FB_PICK_POINTER(load_or, p)(p, m, fill)
 #define v_down(v, k) FB_PICK(down, v)(v, k)
 #define v_first(v) ((v)[0])

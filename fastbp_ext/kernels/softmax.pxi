@@ -8,60 +8,74 @@ cdef inline real* row_of(const fb_instruction* i, int operand, Py_ssize_t b) noe
     return <real*> (<char*> i.p[operand] + b * i.stride[operand][0])
 
 
-cdef inline real fold_dense(const real* x, Py_ssize_t n, real identity, fold f) noexcept nogil:
-    """fold_row for a contiguous row."""
-    cdef real level[SUM_LEVELS]
-    cdef Py_ssize_t j = 0, blocks = 0
-    cdef int top = 0
-    if n == 0:
-        return identity
-    while j < n:
-        level[top] = fold_block(x + j, n - j if n - j < SUM_BLOCK else SUM_BLOCK, identity, f)
-        top = carry(level, 1, blocks, 1, f)
-        blocks += 1
-        j += SUM_BLOCK
-    while top > 1:
-        fold_into(level + top - 2, level + top - 1, 1, f)
-        top -= 1
-    return level[0]
-
-
-cdef inline real exp_row(real* y, const real* x, Py_ssize_t n, real shift) noexcept nogil:
-    """y = e^(x - shift), and their sum is returned."""
+cdef inline real max_of_row(const real* x, Py_ssize_t n) noexcept nogil:
+    cdef real most = -INFINITY, m
     cdef Py_ssize_t j = 0
     while j < n:
-        store(y + j, exp(load(x + j, n - j) - splat(shift)), n - j)
-        j += LANES
-    return fold_dense(y, n, 0, fold_sum)
+        m = block_max(x + j, min(n - j, <Py_ssize_t> SUM_BLOCK))
+        if m > most or m != m:
+            most = m
+        j += SUM_BLOCK
+    return most
 
 
-cdef inline real sum_exp(const real* x, Py_ssize_t n, real shift) noexcept nogil:
-    """The sum of e^(x - shift), in the order of every sum."""
-    cdef real block[SUM_BLOCK]
+cdef inline real exp_block(real* y, const real* x, Py_ssize_t n, real shift, Py_ssize_t row) noexcept nogil:
+    """exp_of_row for n <= SUM_BLOCK; the next row, which begins `row` elements on, is fetched meanwhile."""
+    cdef vec sum[4][SUM_VECTORS]
+    cdef vec lanes[SUM_VECTORS]
+    cdef vec e
+    cdef Py_ssize_t j = 0, m
+    cdef int v, q
+    for q in range(4):
+        for v in range(SUM_LANES // LANES):
+            lanes[v] = splat(0)
+        while j < n and j < (q + 1) * SUM_QUARTER:
+            for v in range(SUM_LANES // LANES):
+                m = n - j - v * LANES
+                prefetch(x + row + j + v * LANES)
+                e = exp(load_or(x + j + v * LANES, m, splat(-INFINITY)) - splat(shift))    # 0 behind the end
+                lanes[v] = lanes[v] + e
+                if y != NULL and m > 0:
+                    store(y + j + v * LANES, e, m)
+            j += SUM_LANES
+        for v in range(SUM_LANES // LANES):
+            sum[q][v] = lanes[v]
+    return fold_quarters(sum, n, fold_sum)
+
+
+cdef inline real exp_of_row(real* y, const real* x, Py_ssize_t n, real shift) noexcept nogil:
+    """y = e^(x - shift), not written where y is NULL; their sum, in the order of every sum, is returned."""
     cdef real level[SUM_LEVELS]
-    cdef Py_ssize_t j = 0, blocks = 0, m
+    cdef Py_ssize_t j = 0, m
     cdef int top = 0
     level[0] = 0
     while j < n:
-        m = n - j if n - j < SUM_BLOCK else SUM_BLOCK
-        level[top] = exp_row(block, x + j, m, shift)
-        top = carry(level, 1, blocks, 1, fold_sum)
-        blocks += 1
+        m = min(n - j, <Py_ssize_t> SUM_BLOCK)
+        level[top] = exp_block(y + j if y != NULL else NULL, x + j, m, shift, n)
+        top = carry(level, 1, j // SUM_BLOCK, 1, fold_sum)
         j += m
-    while top > 1:
-        fold_into(level + top - 2, level + top - 1, 1, fold_sum)
-        top -= 1
-    return level[0]
+    return fold_level(level, top, fold_sum)
+
+
+ctypedef real (*row_maximum)(const real* x, Py_ssize_t n) noexcept nogil
+ctypedef real (*row_exp)(real* y, const real* x, Py_ssize_t n, real shift) noexcept nogil
+ctypedef void (*crossing)(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop, int y, int dx,
+                          int x) noexcept nogil
+
+cdef extern from "simd.h" nogil:
+    row_maximum outlined_max "FB_OUTLINED"(row_maximum f)
+    row_exp outlined_exp "FB_OUTLINED"(row_exp f)
+    crossing outlined_crossing "FB_OUTLINED"(crossing f)
+
+cdef inline real row_max(const real* x, Py_ssize_t n) noexcept nogil:
+    return outlined_max(max_of_row)(x, n)
+
+cdef inline real exp_row(real* y, const real* x, Py_ssize_t n, real shift) noexcept nogil:
+    return outlined_exp(exp_of_row)(y, x, n, shift)
 
 
 cdef inline real log_one(real x) noexcept nogil:
-    cdef real y = x
-    store_part(&y, log(load_part(&y, 1)), 1)
-    return y
-
-
-cdef inline real row_max(const real* x, Py_ssize_t n) noexcept nogil:
-    return fold_dense(x, n, -INFINITY, fold_max)
+    return first_lane(log(splat(x)))
 
 
 cdef inline void softmax(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
@@ -89,7 +103,7 @@ cdef inline void log_softmax(const fb_instruction* i, Py_ssize_t start, Py_ssize
         y = row_of(i, 0, b)
         x = row_of(i, 1, b)
         m = row_max(x, n)
-        s = log_one(sum_exp(x, n, m))
+        s = log_one(exp_row(NULL, x, n, m))
         j = 0
         while j < n:
             store(y + j, (load(x + j, n - j) - splat(m)) - splat(s), n - j)
@@ -105,7 +119,7 @@ cdef inline void logsumexp(const fb_instruction* i, Py_ssize_t start, Py_ssize_t
         x = row_of(i, 1, b)
         m = row_max(x, n)
         if m - m == 0:
-            m += log_one(sum_exp(x, n, m))
+            m += log_one(exp_row(NULL, x, n, m))
         row_of(i, 0, b)[0] = m
 
 
@@ -146,16 +160,16 @@ cdef inline vec exp_few(vec* x, Py_ssize_t n, vec* most) noexcept nogil:
     return fold_16(lane, fold_sum)
 
 
-cdef inline void loss_few(const fb_instruction* i, int x, int labels, vec s, vec most, Py_ssize_t b,
+cdef inline void loss_few(const fb_instruction* i, int x, vec s, vec most, Py_ssize_t b,
                           Py_ssize_t rows) noexcept nogil:
-    """y = log s + most - x[label], 0 where the label is c[0]; y is operand 0, x and labels have these numbers."""
+    """y = log s + most - x[label], 0 where the label is c[0]; y is operand 0, the labels follow x."""
     cdef vec y
     cdef real chosen[LANES]
     cdef real kept[LANES]
     cdef Py_ssize_t r
     cdef int64_t ignored = <int64_t> i.c[0], label
     for r in range(LANES):
-        label = (<const int64_t*> i.p[labels])[b + r] if r < rows else ignored
+        label = (<const int64_t*> i.p[x + 1])[b + r] if r < rows else ignored
         kept[r] = label != ignored
         chosen[r] = row_of(i, x, b + r)[label] if label != ignored else 0
     y = select(eq(load_all(kept), splat(0)), splat(0), log(s) + (most - load_all(chosen)))
@@ -167,67 +181,24 @@ cdef inline void loss_few(const fb_instruction* i, int x, int labels, vec s, vec
             row_of(i, 0, b + r)[0] = chosen[r]
 
 
-cdef inline void cross_entropy_few(const fb_instruction* i, Py_ssize_t b, Py_ssize_t stop) noexcept nogil:
-    cdef vec x[SUM_LANES]
-    cdef vec most, s
-    cdef Py_ssize_t rows
-    while b < stop:
-        rows = min(stop - b, <Py_ssize_t> LANES)
-        turn_rows(x, i, 1, b, rows)
-        s = exp_few(x, i.shape[1], &most)
-        loss_few(i, 1, 2, s, most, b, rows)
-        b += LANES
-
-
-cdef inline void scale_few(const fb_instruction* i, int first, vec* x, vec s, Py_ssize_t b,
+cdef inline void scale_few(const fb_instruction* i, int dx, int x, vec* e, vec s, Py_ssize_t b,
                            Py_ssize_t rows) noexcept nogil:
-    """dx = dy (x / s - I_label), 0 where the label is c[0]; the operands dx, dy, x, labels begin at number `first`."""
+    """dx = dy (e / s - I_label), 0 where the label is c[0]; e is overwritten."""
     cdef vec dys, labels
     cdef real dy[LANES]
     cdef real label[LANES]
     cdef Py_ssize_t n = i.shape[1], r, c
     for r in range(LANES):
-        label[r] = <real> (<const int64_t*> i.p[first + 3])[b + r] if r < rows else 0
-        dy[r] = row_of(i, first + 1, b + r)[0] if r < rows else 0
+        label[r] = <real> (<const int64_t*> i.p[x + 1])[b + r] if r < rows else 0
+        dy[r] = row_of(i, dx + 1, b + r)[0] if r < rows else 0
     dys, labels = load_all(dy), load_all(label)
     for c in range(n):
-        x[c] = dys * (x[c] / s - select(eq(labels, splat(c)), splat(1), splat(0)))
-        x[c] = select(eq(labels, splat(i.c[0])), splat(0), x[c])
-    turn_back(i, first, b, rows, x)
+        e[c] = dys * (e[c] / s - select(eq(labels, splat(c)), splat(1), splat(0)))
+        e[c] = select(eq(labels, splat(i.c[0])), splat(0), e[c])
+    turn_back(i, dx, b, rows, e)
 
 
-cdef inline void cross_entropy_grad_few(const fb_instruction* i, Py_ssize_t b, Py_ssize_t stop) noexcept nogil:
-    cdef vec x[SUM_LANES]
-    cdef vec most, s
-    cdef Py_ssize_t rows
-    while b < stop:
-        rows = min(stop - b, <Py_ssize_t> LANES)
-        turn_rows(x, i, 2, b, rows)
-        s = exp_few(x, i.shape[1], &most)
-        scale_few(i, 0, x, s, b, rows)
-        b += LANES
-
-
-# --- cross-entropy of any number of classes
-
-cdef inline void cross_entropy(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
-    """y[b] = log sum e^x[b] - x[b, label[b]], 0 where the label is c[0]; p: y, x, labels."""
-    cdef Py_ssize_t b, n = i.shape[1]
-    cdef int64_t ignored = <int64_t> i.c[0], label
-    cdef real* x
-    cdef real m
-    if n <= SUM_LANES:
-        cross_entropy_few(i, start, stop)
-        return
-    for b in range(start, stop):
-        label = (<const int64_t*> i.p[2])[b]
-        if label == ignored:
-            row_of(i, 0, b)[0] = 0
-            continue
-        x = row_of(i, 1, b)
-        m = row_max(x, n)
-        row_of(i, 0, b)[0] = log_one(sum_exp(x, n, m)) + (m - x[label])
-
+# --- cross-entropy of any number of classes: a vector's worth of rows at a time
 
 cdef inline void scale_row(real* dx, Py_ssize_t n, real s, real dy, int64_t label) noexcept nogil:
     """dx = dy (dx / s - I_label)"""
@@ -239,57 +210,63 @@ cdef inline void scale_row(real* dx, Py_ssize_t n, real s, real dy, int64_t labe
     dx[label] = chosen
 
 
-cdef inline void cross_entropy_grad(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
-    """dx[b] = dy[b] (S - I_label), 0 where the label is c[0]; p: dx, dy, x, labels."""
-    cdef Py_ssize_t b, n = i.shape[1]
-    cdef int64_t ignored = <int64_t> i.c[0], label
-    cdef real* x
-    cdef real* dx
-    cdef real dy, s
-    if n <= SUM_LANES:
-        cross_entropy_grad_few(i, start, stop)
-        return
-    for b in range(start, stop):
-        dx = row_of(i, 0, b)
-        label = (<const int64_t*> i.p[3])[b]
-        if label == ignored:
-            memset(dx, 0, n * sizeof(real))
+cdef inline void exp_and_scale(const fb_instruction* i, int dx, int x, Py_ssize_t b, Py_ssize_t rows, real* s,
+                               real* most) noexcept nogil:
+    """Rows b .. b + rows: their largest elements, their sums of e^(x - most), and their gradients."""
+    cdef Py_ssize_t r, n = i.shape[1]
+    cdef int64_t label
+    for r in range(rows):
+        label = (<const int64_t*> i.p[x + 1])[b + r]
+        if label == <int64_t> i.c[0]:
+            s[r] = most[r] = 1
+            if dx >= 0:
+                memset(row_of(i, dx, b + r), 0, n * sizeof(real))
             continue
-        dy = row_of(i, 1, b)[0]
-        x = row_of(i, 2, b)
-        s = exp_row(dx, x, n, row_max(x, n))
-        scale_row(dx, n, s, dy, label)
+        most[r] = row_max(row_of(i, x, b + r), n)
+        s[r] = exp_row(row_of(i, dx, b + r) if dx >= 0 else NULL, row_of(i, x, b + r), n, most[r])
+        if dx >= 0:
+            scale_row(row_of(i, dx, b + r), n, s[r], row_of(i, dx + 1, b + r)[0], label)
 
+
+cdef inline void cross(const fb_instruction* i, Py_ssize_t b, Py_ssize_t stop, int y, int dx, int x) noexcept nogil:
+    """y[b] = log sum e^x[b] - x[b, label[b]] and dx[b] = dy[b] (S - I_label), 0 where the label is c[0].
+
+    y, dx and x are the numbers of these operands, -1 where one is not wanted; dy follows dx,
+    the labels follow x.
+    """
+    cdef Py_ssize_t n = i.shape[1], rows
+    cdef vec columns[SUM_LANES]
+    cdef vec most, s
+    cdef real each_most[LANES]
+    cdef real each_s[LANES]
+    store_all(each_most, splat(1))
+    store_all(each_s, splat(1))
+    while b < stop:
+        rows = min(stop - b, <Py_ssize_t> LANES)
+        if n <= SUM_LANES:
+            turn_rows(columns, i, x, b, rows)
+            s = exp_few(columns, n, &most)
+        else:
+            exp_and_scale(i, dx, x, b, rows, each_s, each_most)
+            s, most = load_all(each_s), load_all(each_most)
+        if y >= 0:
+            loss_few(i, x, s, most, b, rows)
+        if dx >= 0 and n <= SUM_LANES:
+            scale_few(i, dx, x, columns, s, b, rows)
+        b += LANES
+
+
+cdef inline void cross_entropy(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
+    """p: y, x, labels"""
+    outlined_crossing(cross)(i, start, stop, 0, -1, 1)
+
+cdef inline void cross_entropy_grad(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
+    """p: dx, dy, x, labels"""
+    outlined_crossing(cross)(i, start, stop, -1, 0, 2)
 
 cdef inline void cross_entropy_both(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
-    """cross_entropy and cross_entropy_grad in one sweep; p: y, dx, dy, x, labels."""
-    cdef Py_ssize_t b = start, n = i.shape[1], rows
-    cdef int64_t ignored = <int64_t> i.c[0], label
-    cdef vec columns[SUM_LANES]
-    cdef vec most, sums
-    cdef real* x
-    cdef real* dx
-    cdef real m, s
-    while n <= SUM_LANES and b < stop:
-        rows = min(stop - b, <Py_ssize_t> LANES)
-        turn_rows(columns, i, 3, b, rows)
-        sums = exp_few(columns, n, &most)
-        loss_few(i, 3, 4, sums, most, b, rows)
-        scale_few(i, 1, columns, sums, b, rows)
-        b += LANES
-    while b < stop:
-        dx = row_of(i, 1, b)
-        label = (<const int64_t*> i.p[4])[b]
-        if label == ignored:
-            row_of(i, 0, b)[0] = 0
-            memset(dx, 0, n * sizeof(real))
-        else:
-            x = row_of(i, 3, b)
-            m = row_max(x, n)
-            s = exp_row(dx, x, n, m)
-            row_of(i, 0, b)[0] = log_one(s) + (m - x[label])
-            scale_row(dx, n, s, row_of(i, 2, b)[0], label)
-        b += 1
+    """Both in one sweep; p: y, dx, dy, x, labels."""
+    outlined_crossing(cross)(i, start, stop, 0, 1, 3)
 
 
 cdef inline dict softmax_kernels():

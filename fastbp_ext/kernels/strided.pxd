@@ -25,8 +25,8 @@ cdef inline void move(char* to, Py_ssize_t to_step, const char* source, Py_ssize
             (<uint16_t*> (to + i * to_step))[0] = (<const uint16_t*> (source + i * step))[0]
 
 
-cdef inline void walk(char* flat, char* base, const Py_ssize_t* stride, const Py_ssize_t* shape,
-                      int ndim, Py_ssize_t start, Py_ssize_t n, int size, bint out) noexcept nogil:
+cdef inline void walk_block(char* flat, char* base, const Py_ssize_t* stride, const Py_ssize_t* shape,
+                            int ndim, Py_ssize_t start, Py_ssize_t n, int size, bint out) noexcept nogil:
     """Elements start .. start + n, in C order, of a strided block: into `flat`, or `out` of it."""
     cdef Py_ssize_t at[16]
     cdef Py_ssize_t left = start, run
@@ -45,10 +45,8 @@ cdef inline void walk(char* flat, char* base, const Py_ssize_t* stride, const Py
         run = shape[d] - at[d]
         if run > n:
             run = n
-        if out:
-            move(p, stride[d], flat, size, run, size)
-        else:
-            move(flat, size, p, stride[d], run, size)
+        move(p if out else flat, stride[d] if out else size, flat if out else p, size if out else stride[d],
+             run, size)
         n -= run
         if n == 0:
             return
@@ -64,6 +62,17 @@ cdef inline void walk(char* flat, char* base, const Py_ssize_t* stride, const Py
             p -= at[d] * stride[d]
             at[d] = 0
             d -= 1
+
+
+ctypedef void (*walking)(char* flat, char* base, const Py_ssize_t* stride, const Py_ssize_t* shape, int ndim,
+                         Py_ssize_t start, Py_ssize_t n, int size, bint out) noexcept nogil
+
+cdef extern from "simd.h" nogil:
+    walking outlined "FB_OUTLINED"(walking f)
+
+cdef inline void walk(char* flat, char* base, const Py_ssize_t* stride, const Py_ssize_t* shape, int ndim,
+                      Py_ssize_t start, Py_ssize_t n, int size, bint out) noexcept nogil:
+    outlined(walk_block)(flat, base, stride, shape, ndim, start, n, size, out)
 
 
 cdef inline void elementwise_direct(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:

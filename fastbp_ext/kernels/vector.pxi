@@ -1,8 +1,10 @@
 # Words for vectors: the generic names of simd.h and vmath.h, for real and vec.
 cdef extern from "simd.h" nogil:
+    void prefetch "__builtin_prefetch"(const void* p)
     vec load "v_load"(const real* p, Py_ssize_t m)
     vec load_all "v_load_all"(const real* p)
     vec load_part "v_load_part"(const real* p, Py_ssize_t m)
+    vec load_rest "v_load_rest"(const real* p, Py_ssize_t m)
     vec load_or "v_load_or"(const real* p, Py_ssize_t m, vec fill)
     vec down "v_down"(vec v, int k)
     real first_lane "v_first"(vec v)
@@ -12,6 +14,7 @@ cdef extern from "simd.h" nogil:
     void store "v_store"(real* p, vec v, Py_ssize_t m)
     void store_all "v_store_all"(real* p, vec v)
     void store_part "v_store_part"(real* p, vec v, Py_ssize_t m)
+    void store_rest "v_store_rest"(real* p, vec v, Py_ssize_t m)
     vec select "v_select"(mask m, vec a, vec b)
     mask lt "v_lt"(vec a, vec b)
     mask le "v_le"(vec a, vec b)

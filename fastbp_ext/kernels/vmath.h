@@ -23,14 +23,11 @@
 /* ---- Small helpers ---- */
 
 #if defined(__AVX512F__)
-/* fb_atmost, fb_atleast: the smaller, the larger of x and c, NaN where x is NaN. */
-FB_INLINE vec_f32 fb_atmost_f32(vec_f32 x, vec_f32 c) { return (vec_f32)_mm512_min_ps((__m512)c, (__m512)x); }
-FB_INLINE vec_f64 fb_atmost_f64(vec_f64 x, vec_f64 c) { return (vec_f64)_mm512_min_pd((__m512d)c, (__m512d)x); }
-FB_INLINE vec_f32 fb_atleast_f32(vec_f32 x, vec_f32 c) { return (vec_f32)_mm512_max_ps((__m512)c, (__m512)x); }
-FB_INLINE vec_f64 fb_atleast_f64(vec_f64 x, vec_f64 c) { return (vec_f64)_mm512_max_pd((__m512d)c, (__m512d)x); }
 /* fb_scale(v, n) = v 2^n rounded once, n whole. */
 FB_INLINE vec_f32 fb_scale_f32(vec_f32 v, vec_f32 n) { return (vec_f32)_mm512_scalef_ps((__m512)v, (__m512)n); }
 FB_INLINE vec_f64 fb_scale_f64(vec_f64 v, vec_f64 n) { return (vec_f64)_mm512_scalef_pd((__m512d)v, (__m512d)n); }
+#define fb_scale_normal_f32 fb_scale_f32
+#define fb_scale_normal_f64 fb_scale_f64
 /* x = 2^k m with m in [0.75, 1.5), for x > 0. */
 FB_INLINE vec_f32 fb_split_f32(vec_f32 x, vec_f32 *k) {
     __m512 m = _mm512_getmant_ps((__m512)x, _MM_MANT_NORM_p75_1p5, _MM_MANT_SIGN_zero);
@@ -53,22 +50,6 @@ FB_INLINE vec_f64 fb_log_edges_f64(vec_f64 x, vec_f64 y) {
     return (vec_f64)_mm512_fixupimm_pd((__m512d)y, (__m512d)x, _mm512_set1_epi64(FB_LOG_CLASSES), 0);
 }
 #else
-#if defined(__AVX2__)
-#define FB_BOUND(name, op, low, high) \
-    FB_INLINE vec_f32 name##_f32(vec_f32 x, vec_f32 c) { return (vec_f32)_mm256_##op##_ps((__m256)c, (__m256)x); } \
-    FB_INLINE vec_f64 name##_f64(vec_f64 x, vec_f64 c) { return (vec_f64)_mm256_##op##_pd((__m256d)c, (__m256d)x); }
-#elif defined(__SSE2__)
-#define FB_BOUND(name, op, low, high) \
-    FB_INLINE vec_f32 name##_f32(vec_f32 x, vec_f32 c) { return (vec_f32)_mm_##op##_ps((__m128)c, (__m128)x); } \
-    FB_INLINE vec_f64 name##_f64(vec_f64 x, vec_f64 c) { return (vec_f64)_mm_##op##_pd((__m128d)c, (__m128d)x); }
-#else
-#define FB_BOUND(name, op, low, high) \
-    FB_INLINE vec_f32 name##_f32(vec_f32 x, vec_f32 c) { return select_f32(lt_f32(low, high), c, x); } \
-    FB_INLINE vec_f64 name##_f64(vec_f64 x, vec_f64 c) { return select_f64(lt_f64(low, high), c, x); }
-#endif
-FB_BOUND(fb_atmost, min, c, x)
-FB_BOUND(fb_atleast, max, x, c)
-#undef FB_BOUND
 typedef FB_VECTOR(uint32_t) fb_uint_f32;
 typedef FB_VECTOR(uint64_t) fb_uint_f64;
 /* BITS of the fraction, BIAS of the exponent, TINY the least normal number.  ROUND is
@@ -80,6 +61,9 @@ typedef FB_VECTOR(uint64_t) fb_uint_f64;
     FB_INLINE vec_##S fb_scale_##S(vec_##S v, vec_##S n) { /* in two steps, of which only the last may round */ \
         vec_##S half = (n * splat_##S(0.5) + splat_##S(ROUND)) - splat_##S(ROUND); \
         return v * fb_pow2_##S(half) * fb_pow2_##S(n - half); \
+    } \
+    FB_INLINE vec_##S fb_scale_normal_##S(vec_##S v, vec_##S n) { /* in one: next to nothing where it is denormal */ \
+        return v * fb_pow2_##S(atleast_##S(n, splat_##S(1 - BIAS))); \
     } \
     FB_INLINE vec_##S fb_split_##S(vec_##S x, vec_##S *k) { \
         mask_##S small = lt_##S(x, splat_##S(TINY)); \
@@ -228,6 +212,12 @@ static const double FB_LOG_LONG[] = {
     0x1.9999999999968p-2, 0x1.2492492498d22p-2, 0x1.c71c71bc79df7p-3, 0x1.745d1bc261fecp-3, 0x1.3b1299219794bp-3,
     0x1.113a0458f168ep-3, 0x1.dad2a7a0f4cf2p-4, 0x1.0176e9bf9056p-3,
 };
+/* log(1+t)/t in t - FB_SOFTPLUS_CENTRE, 0 <= t <= 1; error 2^-27.4 (the centre: where the value is almost a float) */
+#define FB_SOFTPLUS_CENTRE 0x1.e15a22p-2
+static const float FB_SOFTPLUS_f32[] = {
+    0x1.a3adeep-1f, -0x1.2fc542p-2f, 0x1.1c720cp-3f, -0x1.27fep-4f, 0x1.46a1d6p-5f, -0x1.755eb4p-6f, 0x1.aef8f2p-7f,
+    -0x1.098fa6p-7f, 0x1.8e9c0ap-8f, -0x1.a827d8p-9f,
+};
 /* erf(x)/x - 1 in x^2, |x| <= 0.97; error 2^-30.0 */
 static const float FB_ERF_f32[] = {
     0x1.06eba8p-3f, -0x1.81274p-2f, 0x1.ce2d64p-4f, -0x1.b80124p-6f, 0x1.544b08p-8f, -0x1.a6180cp-11f,
@@ -271,8 +261,6 @@ static const double FB_TAIL_SHORT[] = {
 #define FB_EXP_LEAST_f64 -760
 #define FB_EXP_MOST_f32 89
 #define FB_EXP_MOST_f64 710
-#define FB_MOST_f32 0x1.fffffep127
-#define FB_MOST_f64 0x1.fffffffffffffp1023
 /* Beyond this 1 + e^-x is 1. */
 #define FB_FAR_f32 20
 #define FB_FAR_f64 42
@@ -293,7 +281,7 @@ FB_INLINE vec_f64 fb_log_rest_f64(vec_f64 f) { /* 2s + s^3 p, s = f/(2+f), and 2
     /* e^(x + tail) = 2^n (1 + q + low): the tail is small, n whole, |q| < 0.42. */ \
     FB_INLINE vec_##S fb_exp_parts_##S(vec_##S x, vec_##S tail, vec_##S *q, vec_##S *low) { \
         vec_##S n = fma_##S(x, splat_##S(FB_LOG2E), splat_##S(FB_ROUND_##S)) - splat_##S(FB_ROUND_##S); \
-        vec_##S a = fma_##S(-n, splat_##S(FB_LN2_HIGH_##S), x); /* exact */ \
+        vec_##S a = fma_##S(n, splat_##S(-FB_LN2_HIGH_##S), x); /* exact */ \
         vec_##S b = fma_##S(n, splat_##S(FB_LN2_LOW_##S), -tail); \
         vec_##S r = a - b; \
         vec_##S c = fma_##S(r * r, FB_POLY(S, r, FB_EXP_##S), (a - r) - b); \
@@ -304,21 +292,25 @@ FB_INLINE vec_f64 fb_log_rest_f64(vec_f64 f) { /* 2s + s^3 p, s = f/(2+f), and 2
     /* The same, plainly: e^x = 2^n (1 + q). */ \
     FB_INLINE vec_##S fb_exp_q_##S(vec_##S x, vec_##S *q) { \
         vec_##S n = fma_##S(x, splat_##S(FB_LOG2E), splat_##S(FB_ROUND_##S)) - splat_##S(FB_ROUND_##S); \
-        vec_##S r = fma_##S(-n, splat_##S(FB_LN2_HIGH_##S), x); \
-        r = fma_##S(-n, splat_##S(FB_LN2_LOW_##S), r); \
+        vec_##S r = fma_##S(n, splat_##S(-FB_LN2_HIGH_##S), x); \
+        r = fma_##S(n, splat_##S(-FB_LN2_LOW_##S), r); \
         *q = fma_##S(r * r, FB_POLY(S, r, FB_EXP_##S), r); \
         return n; \
     } \
+    /* -|x|, and no further than where e^x is 0 */ \
+    FB_INLINE vec_##S fb_minus_abs_##S(vec_##S x) { \
+        return atleast_##S((vec_##S)((int_##S)x | (int_##S)splat_##S(-0.0)), splat_##S(FB_EXP_LEAST_##S)); \
+    } \
     /* exp(x); 1.07 ULP, 1.07 ULP */ \
     FB_INLINE vec_##S exp_##S(vec_##S x) { \
-        x = fb_atmost_##S(fb_atleast_##S(x, splat_##S(FB_EXP_LEAST_##S)), splat_##S(FB_EXP_MOST_##S)); \
+        x = atmost_##S(atleast_##S(x, splat_##S(FB_EXP_LEAST_##S)), splat_##S(FB_EXP_MOST_##S)); \
         vec_##S q, n = fb_exp_q_##S(x, &q); \
         return fb_scale_##S(splat_##S(1) + q, n); \
     } \
     /* exp(x) - 1 = 2^n (q + (1 - 2^-n)); 1.26, 1.23 */ \
     FB_INLINE vec_##S expm1_##S(vec_##S x) { \
         vec_##S q, low, one = splat_##S(1); \
-        vec_##S c = fb_atmost_##S(fb_atleast_##S(x, splat_##S(-FB_FAR_##S)), splat_##S(FB_EXP_MOST_##S)); \
+        vec_##S c = atmost_##S(atleast_##S(x, splat_##S(-FB_FAR_##S)), splat_##S(FB_EXP_MOST_##S)); \
         vec_##S n = fb_exp_parts_##S(c, splat_##S(0), &q, &low); \
         vec_##S b = one - fb_scale_##S(one, -n), y = b + q; \
         return copysign_##S(fb_scale_##S(y + ((q - (y - b)) + low), n), x); \
@@ -342,40 +334,32 @@ FB_INLINE vec_f64 fb_log_rest_f64(vec_f64 f) { /* 2s + s^3 p, s = f/(2+f), and 2
         vec_##S y = fb_log_sum_##S(k, f, fma_##S(k, splat_##S(FB_LN2_LOW_##S), tail - tail * f)); \
         return copysign_##S(fb_log_edges_##S(u, y), x); \
     } \
-    /* log(1 + e^x) = max(x, 0) + log(1 + t), t = e^-|x|; 1 + t is halved where it is large; 1.26, 1.16 */ \
-    FB_INLINE vec_##S softplus_##S(vec_##S x) { \
-        vec_##S q, low, one = splat_##S(1), zero = splat_##S(0), half = splat_##S(0.5); \
-        vec_##S n = fb_exp_parts_##S(fb_atleast_##S(-abs_##S(x), splat_##S(FB_EXP_LEAST_##S)), zero, &q, &low); \
-        vec_##S w = one + q, t = fb_scale_##S(w, n), tail = fb_scale_##S((q - (w - one)) + low, n); \
-        mask_##S big = lt_##S(half, t); \
-        vec_##S f = select_##S(big, half * t - half, t); /* exact */ \
-        tail = select_##S(big, fma_##S(half, tail, splat_##S(FB_LN2_LOW_##S)), tail); \
-        vec_##S y = select_##S(big, splat_##S(FB_LN2_HIGH_##S), zero) + (f + (fb_log_rest_##S(f) + tail)); \
-        return fb_atleast_##S(x, zero) + y; \
+    /* 1/(1 + e) for 0 <= e <= 1: 1 + e is rounded, the remainder 1 - r - r e is not. */ \
+    FB_INLINE vec_##S fb_one_of_##S(vec_##S e) { \
+        vec_##S one = splat_##S(1), r = one / (one + e); \
+        return fma_##S(r, fb_less_##S(one - r, r, e), r); \
     } \
-    /* x/(1 + e^-u), e^-u = 2^n (1 + q): 2^-n x (g + rest), g = 1/d, d + d0 = 2^-n + (1 + q). */ \
-    FB_INLINE vec_##S fb_gate_##S(vec_##S x, vec_##S n, vec_##S q) { \
-        vec_##S one = splat_##S(1), s = fb_scale_##S(one, -n), a = one + s, d = a + q, g = one / d; \
-        vec_##S d0 = (s - (a - one)) + (q - (d - a)), rest = g * fma_##S(-g, d0, fb_less_##S(one, g, d)); \
-        return fb_scale_##S(fma_##S(x, g, fb_atmost_##S(x, splat_##S(FB_MOST_##S)) * rest), -n); \
+    /* 1/(1 + e^-x), and e^x/(1 + e^x) for x < 0; 1.81, 1.48 */ \
+    FB_INLINE vec_##S fb_sigmoid_##S(vec_##S x) { \
+        vec_##S q, n = fb_exp_q_##S(fb_minus_abs_##S(x), &q); \
+        vec_##S e = fb_scale_##S(splat_##S(1) + q, n), r = fb_one_of_##S(e); \
+        return select_##S(lt_##S(x, splat_##S(0)), e * r, r); \
     } \
-    FB_INLINE vec_##S fb_gate_range_##S(vec_##S u) { /* beyond it the gate is 0 or x */ \
-        return fb_atmost_##S(fb_atleast_##S(u, splat_##S(FB_EXP_LEAST_##S)), splat_##S(FB_FAR_##S)); \
+    /* x/(1 + e^-u), from e^-|u| = 2^n (w + low); x e^u/(1 + e^u) where u is negative. */ \
+    FB_INLINE vec_##S fb_gate_##S(vec_##S x, mask_##S negative, vec_##S n, vec_##S w, vec_##S low) { \
+        vec_##S r = fb_one_of_##S(fb_scale_normal_##S(w, n)), y = x * r, y0 = fb_mul_error_##S(x, r, y); \
+        return select_##S(negative, fb_scale_##S(fma_##S(y, w, fma_##S(y, low, y0 * w)), n), y); \
     } \
-    /* 1/(1 + e^-x); 1.03, 1.03 */ \
-    FB_INLINE vec_##S sigmoid_##S(vec_##S x) { \
-        vec_##S q, n = fb_exp_q_##S(-fb_gate_range_##S(x), &q); \
-        return fb_gate_##S(splat_##S(1), n, q); \
-    } \
-    /* x/(1 + e^-x), -0 at -inf; 1.14, 1.15 (unfused 1.63, 1.52) */ \
-    FB_INLINE vec_##S silu_##S(vec_##S x) { \
-        vec_##S q, n = fb_exp_q_##S(-fb_gate_range_##S(x), &q); \
-        return copysign_##S(fb_gate_##S(fb_atleast_##S(x, splat_##S(FB_EXP_LEAST_##S)), n, q), x); \
+    /* x/(1 + e^-x), -0 at -inf; 1.70, 1.51 */ \
+    FB_INLINE vec_##S fb_silu_##S(vec_##S x) { \
+        vec_##S q, one = splat_##S(1), n = fb_exp_q_##S(fb_minus_abs_##S(x), &q), w = one + q; \
+        x = atleast_##S(x, splat_##S(FB_EXP_LEAST_##S)); \
+        return fb_gate_##S(x, lt_##S(x, splat_##S(0)), n, w, q - (w - one)); \
     } \
     /* tanh(x) = -m/(2 + m), m = e^(-2|x|) - 1; 1.01, 1.02 */ \
     FB_INLINE vec_##S fb_tanh_##S(vec_##S x) { \
         vec_##S q, low, one = splat_##S(1), two = splat_##S(2); \
-        vec_##S c = fb_atleast_##S(-two * abs_##S(x), splat_##S(-FB_FAR_##S)); \
+        vec_##S c = atleast_##S(-two * abs_##S(x), splat_##S(-FB_FAR_##S)); \
         vec_##S n = fb_exp_parts_##S(c, splat_##S(0), &q, &low); \
         vec_##S s = fb_scale_##S(one, n), a = s * q, b = s - one; \
         vec_##S m = b + a, tail = (a - (m - b)) + fma_##S(s, low, s - (b + one)); \
@@ -386,7 +370,21 @@ FB_VMATH(f32)
 FB_VMATH(f64)
 #undef FB_VMATH
 
+/* log(1 + e^x) = max(x, 0) + log(1 + t), t = e^-|x|; 1 + t is halved where it is large; 1.16 */
+FB_INLINE vec_f64 softplus_f64(vec_f64 x) {
+    vec_f64 q, low, one = splat_f64(1), zero = splat_f64(0), half = splat_f64(0.5);
+    vec_f64 n = fb_exp_parts_f64(fb_minus_abs_f64(x), zero, &q, &low);
+    vec_f64 w = one + q, t = fb_scale_f64(w, n), tail = fb_scale_f64((q - (w - one)) + low, n);
+    mask_f64 big = lt_f64(half, t);
+    vec_f64 f = select_f64(big, half * t - half, t); /* exact */
+    tail = select_f64(big, fma_f64(half, tail, splat_f64(FB_LN2_LOW_f64)), tail);
+    vec_f64 y = select_f64(big, splat_f64(FB_LN2_HIGH_f64), zero) + (f + (fb_log_rest_f64(f) + tail));
+    return atleast_f64(x, zero) + y;
+}
+
 FB_INLINE vec_f64 tanh_f64(vec_f64 x) { return fb_tanh_f64(x); }
+FB_INLINE vec_f64 sigmoid_f64(vec_f64 x) { return fb_sigmoid_f64(x); }
+FB_INLINE vec_f64 silu_f64(vec_f64 x) { return fb_silu_f64(x); }
 #if defined(__AVX512F__)
 /* |x| is cut into two intervals an octave from 1/16 on (below is one), each with a
    centre, whose tanh is almost a float, and a polynomial of degree 7 about it, error
@@ -421,8 +419,8 @@ static const float FB_TANH_f32[9][16] = {
      -0x1.05698ep-5f, 0x1.85bd2ap-5f, -0x1.2a79c2p-8f, -0x1.0a9d1p-9f},
 };
 FB_INLINE vec_f32 tanh_f32(vec_f32 x) {
-    vec_f32 a = fb_atmost_f32(abs_f32(x), splat_f32(10)), y; /* 1 from 9.02 on */
-    __m512i interval = _mm512_srli_epi32((__m512i)fb_atleast_f32(a, splat_f32(0.0625)), 22);
+    vec_f32 a = atmost_f32(abs_f32(x), splat_f32(10)), y; /* 1 from 9.02 on */
+    __m512i interval = _mm512_srli_epi32((__m512i)atleast_f32(a, splat_f32(0.0625)), 22);
 #define FB_COLUMN(row) ((vec_f32)_mm512_permutexvar_ps(interval, _mm512_loadu_ps(FB_TANH_f32[row])))
     vec_f32 t = a - FB_COLUMN(0);
     y = fma_f32(FB_COLUMN(8), t, FB_COLUMN(7));
@@ -439,6 +437,14 @@ FB_INLINE vec_f32 tanh_f32(vec_f32 x) {
 FB_INLINE vec_f32 tanh_f32(vec_f32 x) { return fb_tanh_f32(x); }
 #endif
 
+/* softplus(x), as above, with t log(1 + t)/t, the second factor a polynomial; 1.77 (unfused 1.98) */
+FB_INLINE vec_f32 softplus_f32(vec_f32 x) {
+    vec_f32 one = splat_f32(1), q, n = fb_exp_q_f32(fb_minus_abs_f32(x), &q), w = one + q, low = q - (w - one);
+    vec_f32 t = fb_scale_normal_f32(w, n);
+    vec_f32 h = FB_POLY_STEADY(f32, t - splat_f32(FB_SOFTPLUS_CENTRE), FB_SOFTPLUS_f32);
+    return atleast_f32(x, splat_f32(0)) + fb_scale_f32(fma_f32(w, h, low * h), n);
+}
+
 /* ---- Double vectors that serve float results (error below 2^-28) ---- */
 
 #define FB_THROUGH_DOUBLE(name, inner) \
@@ -451,22 +457,89 @@ FB_INLINE vec_f32 tanh_f32(vec_f32 x) { return fb_tanh_f32(x); }
 /* e^x for |x| < 700.  A NaN that came from a float has low bits 0 and stays one. */
 FB_INLINE vec_f64 fb_exp_short(vec_f64 x) {
     vec_f64 z = fma_f64(x, splat_f64(FB_LOG2E), splat_f64(FB_ROUND_f64)), n = z - splat_f64(FB_ROUND_f64);
-    vec_f64 r = fma_f64(-n, splat_f64(0x1.62e42fefa39efp-1), x);
+    vec_f64 r = fma_f64(n, splat_f64(-0x1.62e42fefa39efp-1), x);
     vec_f64 y = splat_f64(1) + fma_f64(r * r, FB_POLY(f64, r, FB_EXP_SHORT), r);
     return (vec_f64)((int_f64)y + ((int_f64)z << 52));
 }
 
-/* gelu(x) = x P(N < x) = max(x, 0) - |x| T(|x|), T(y) = erfc(y/sqrt 2)/2, -0 at -inf; 0.60 */
+/* Without a fused multiply-add double is the cheaper way to keep the digits; 0.55 */
+#if FB_HAS_FMA
+FB_INLINE vec_f32 sigmoid_f32(vec_f32 x) { return fb_sigmoid_f32(x); }
+FB_INLINE vec_f32 silu_f32(vec_f32 x) { return fb_silu_f32(x); }
+#else
+FB_INLINE vec_f64 fb_one_and_exp(vec_f64 x) { /* 1 + e^-x */
+    return splat_f64(1) + fb_exp_short(-atmost_f64(atleast_f64(x, splat_f64(-200)), splat_f64(200)));
+}
+FB_INLINE vec_f64 fb_sigmoid_short(vec_f64 x) { return splat_f64(1) / fb_one_and_exp(x); }
+FB_INLINE vec_f64 fb_silu_short(vec_f64 x) { return atleast_f64(x, splat_f64(-200)) / fb_one_and_exp(x); }
+FB_THROUGH_DOUBLE(sigmoid, fb_sigmoid_short)
+FB_THROUGH_DOUBLE(silu, fb_silu_short)
+#endif
+
 #define FB_TAIL_SCALE_SHORT 0x1.0f876ccdf6cd9p+2 /* 3 sqrt 2 */
 #define FB_TAIL_SCALE_f64 0x1.6a09e667f3bcdp+2   /* 4 sqrt 2 */
+/* gelu(x) = x P(N < x) = max(x, 0) - |x| T(|x|), T(y) = erfc(y/sqrt 2)/2, -0 at -inf; 0.60 (AVX-512 1.84) */
+#if defined(__AVX512F__)
+/* T(y) = e^(-y^2/2) g(y); g as tanh above, over four intervals an octave of y + 1, centres where g
+   is almost a float, degree 6, error below 2^-27.4. */
+static const float FB_GELU_f32[8][16] = {
+    {0x1.3d7dbcp+0f, 0x1.c20e5ap+0f, 0x1.213d16p+1f, 0x1.5f8d9ap+1f, 0x1.bf897cp+1f, 0x1.1fd912p+2f,
+     0x1.5f79eap+2f, 0x1.9f4d9ep+2f, 0x1.fd9b32p+2f, 0x1.4146eep+3f, 0x1.7ec3cep+3f, 0x1.c0dc4ap+3f,
+     0x1.fa0f12p-4f, 0x1.8312c8p-2f, 0x1.3e79cap-1f, 0x1.be86e2p-1f},
+    {0x1.dad2eep-3f, 0x1.7a20bep-3f, 0x1.39a0aap-3f, 0x1.0c01bp-3f, 0x1.b3fc74p-4f, 0x1.5b85fep-4f,
+     0x1.208746p-4f, 0x1.ec702ap-5f, 0x1.943f32p-5f, 0x1.426074p-5f, 0x1.0f5a3cp-5f, 0x1.cfa5f6p-6f,
+     0x1.d13168p-2f, 0x1.83ed7ap-2f, 0x1.4bb7bcp-2f, 0x1.1ef098p-2f},
+    {-0x1.c85082p-4f, -0x1.308bccp-4f, -0x1.b158e8p-5f, -0x1.43ce26p-5f, -0x1.b6c59ap-6f, -0x1.1c26e8p-6f,
+     -0x1.8c2e54p-7f, -0x1.22984cp-7f, -0x1.8a3de2p-8f, -0x1.f807dcp-9f, -0x1.6610dp-9f, -0x1.05cfd6p-9f,
+     -0x1.5f0ae2p-2f, -0x1.05e136p-2f, -0x1.945c9cp-3f, -0x1.3c8a4ep-3f},
+    {0x1.7fba0ap-5f, 0x1.b9b55ep-6f, 0x1.13491ep-6f, 0x1.6d6254p-7f, 0x1.a3a90cp-8f, 0x1.c056f4p-9f,
+     0x1.08f2e2p-9f, 0x1.5032cp-10f, 0x1.7b264cp-11f, 0x1.866d2cp-12f, 0x1.d560f4p-13f, 0x1.263da4p-13f,
+     0x1.a5d264p-3f, 0x1.20efcep-3f, 0x1.9be9e6p-4f, 0x1.29d152p-4f},
+    {-0x1.232444p-6f, -0x1.266ca6p-7f, -0x1.462fbcp-8f, -0x1.84ec1ap-9f, -0x1.7faf92p-10f, -0x1.56527ap-11f,
+     -0x1.59c88cp-12f, -0x1.7dac8p-13f, -0x1.67b77p-14f, -0x1.2bb866p-15f, -0x1.31a664p-16f, -0x1.4915d4p-17f,
+     -0x1.b1520cp-4f, -0x1.145becp-4f, -0x1.705302p-5f, -0x1.f1cecap-6f},
+    {0x1.96617ep-8f, 0x1.6dc4f2p-9f, 0x1.6c08acp-10f, 0x1.89b124p-11f, 0x1.50fe02p-12f, 0x1.fb51dap-14f,
+     0x1.b90fbep-15f, 0x1.a9a2c6p-16f, 0x1.5114fep-17f, 0x1.c8192p-19f, 0x1.8b95c2p-20f, 0x1.6e5644p-21f,
+     0x1.8b13bap-5f, 0x1.d96eb2p-6f, 0x1.2908dep-6f, 0x1.7a95bap-7f},
+    {-0x1.0b1206p-9f, -0x1.af2e8cp-11f, -0x1.82ccdcp-12f, -0x1.7cae72p-13f, -0x1.22625cp-14f, -0x1.71fe98p-16f,
+     -0x1.165e66p-17f, -0x1.d679f4p-19f, -0x1.3eb4e6p-20f, -0x1.5d5694p-22f, -0x1.01366ap-23f,
+     -0x1.9b365ep-25f, -0x1.4653d8p-6f, -0x1.74021ep-7f, -0x1.bf3b36p-8f, -0x1.083b4ap-8f},
+    {0x1.43acdcp-11f, 0x1.e28b0ep-13f, 0x1.90ad52p-14f, 0x1.2f7bbcp-15f, 0x1.d7fd0cp-17f, 0x1.02922ap-18f,
+     0x1.5387c8p-20f, 0x1.f57b2p-22f, 0x1.1b8d16p-23f, 0x1.0bea84p-25f, 0x1.44fa56p-27f, 0x1.c3e57ap-29f,
+     0x1.e9976cp-8f, 0x1.098e7ep-8f, 0x1.9b9e64p-9f, 0x1.50b0d4p-10f},
+};
+FB_INLINE vec_f32 gelu_f32(vec_f32 x) {
+    vec_f32 y = atmost_f32(abs_f32(x), splat_f32(14.8)), one = splat_f32(1), square = y * y, g; /* beyond: 0 or x */
+    __m512i interval = _mm512_srli_epi32((__m512i)(y + one), 21);
+#define FB_COLUMN(row) ((vec_f32)_mm512_permutexvar_ps(interval, _mm512_loadu_ps(FB_GELU_f32[row])))
+    vec_f32 t = y - FB_COLUMN(0);
+    g = fma_f32(FB_COLUMN(7), t, FB_COLUMN(6));
+    g = fma_f32(g, t, FB_COLUMN(5));
+    g = fma_f32(g, t, FB_COLUMN(4));
+    g = fma_f32(g, t, FB_COLUMN(3));
+    g = fma_f32(g, t, FB_COLUMN(2));
+    g = fma_f32(g, t, FB_COLUMN(1));
+#undef FB_COLUMN
+    /* e^(-y^2/2) = 2^n (w + low), y^2 in two parts */
+    vec_f32 half = splat_f32(-0.5), rest = fma_f32(y, y, -square);
+    vec_f32 n = fma_f32(square, splat_f32(-0.5 * FB_LOG2E), splat_f32(FB_ROUND_f32)) - splat_f32(FB_ROUND_f32);
+    vec_f32 r = fma_f32(n, splat_f32(-FB_LN2_HIGH_f32), half * square);
+    r = r + fma_f32(half, rest, n * splat_f32(-FB_LN2_LOW_f32));
+    vec_f32 q = fma_f32(r * r, FB_POLY(f32, r, FB_EXP_f32), r), w = one + q, low = q - (w - one);
+    vec_f32 p = y * g, p0 = fma_f32(y, g, -p);
+    vec_f32 tail = fb_scale_f32(fma_f32(p, w, fma_f32(p, low, p0 * w)), n);
+    return copysign_f32(atleast_f32(x, splat_f32(0)) - tail, x);
+}
+#else
 FB_INLINE vec_f64 fb_gelu_short(vec_f64 x) {
-    vec_f64 y = fb_atmost_f64(abs_f64(x), splat_f64(20)); /* beyond 14.5 the result is 0 or x */
+    vec_f64 y = atmost_f64(abs_f64(x), splat_f64(20)); /* beyond 14.5 the result is 0 or x */
     vec_f64 u = splat_f64(1) / (y + splat_f64(FB_TAIL_SCALE_SHORT));
     vec_f64 t = fma_f64(u, splat_f64(-2 * FB_TAIL_SCALE_SHORT), splat_f64(1));
     vec_f64 tail = fb_exp_short(splat_f64(-0.5) * y * y) * (u * FB_POLY(f64, t, FB_TAIL_SHORT));
-    return fma_f64(-y, tail, fb_atleast_f64(x, splat_f64(0)));
+    return fma_f64(-y, tail, atleast_f64(x, splat_f64(0)));
 }
 FB_THROUGH_DOUBLE(gelu, fb_gelu_short)
+#endif
 
 /* gelu_tanh(x) = x/2 (1 + tanh(v)) = x/(1 + e^-2v), v = sqrt(2/pi) (x + 0.044715 x^3),
    -0 at -inf; 0.56 */
@@ -475,8 +548,8 @@ FB_THROUGH_DOUBLE(gelu, fb_gelu_short)
 #define FB_GELU_CUBIC 0x1.2444f2a4d8b4bp-4 /* the same times 0.044715 */
 #define FB_GELU_CUBIC_LOW -0x1.6c843a29d1c70p-61
 FB_INLINE vec_f64 fb_gelu_tanh_short(vec_f64 x) {
-    x = fb_atleast_f64(x, splat_f64(-20)); /* beyond 20 on both sides the result is 0 or x */
-    vec_f64 c = fb_atmost_f64(x, splat_f64(20));
+    x = atleast_f64(x, splat_f64(-20)); /* beyond 20 on both sides the result is 0 or x */
+    vec_f64 c = atmost_f64(x, splat_f64(20));
     vec_f64 v = c * fma_f64(c * c, splat_f64(-FB_GELU_CUBIC), splat_f64(-FB_GELU_LINEAR));
     return x / (splat_f64(1) + fb_exp_short(v));
 }
@@ -484,7 +557,7 @@ FB_THROUGH_DOUBLE(gelu_tanh, fb_gelu_tanh_short)
 
 /* erf(x): odd polynomial to 0.96, then 1 - e^p(x); 1.18 (unfused 1.33) */
 FB_INLINE vec_f32 erf_f32(vec_f32 x) {
-    vec_f32 a = fb_atmost_f32(abs_f32(x), splat_f32(4)); /* 1 from 3.92 on */
+    vec_f32 a = atmost_f32(abs_f32(x), splat_f32(4)); /* 1 from 3.92 on */
     vec_f32 near = fb_add_part_f32(x, FB_POLY(f32, x * x, FB_ERF_f32));
     vec_f32 q, n = fb_exp_q_f32(FB_POLY(f32, a, FB_LOG_ERFC_f32), &q);
     vec_f32 tail = fb_scale_f32(splat_f32(1) + q, n);
@@ -507,7 +580,7 @@ FB_INLINE vec_f64 fb_tail_f64(vec_f64 y, vec_f64 high, vec_f64 low, vec_f64 *n) 
 
 /* gelu(x), as for float; 3.46 (unfused 3.63) */
 FB_INLINE vec_f64 gelu_f64(vec_f64 x) {
-    vec_f64 n, y = fb_atmost_f64(abs_f64(x), splat_f64(40)), high = y * y; /* beyond 38.6: 0 or x */
+    vec_f64 n, y = atmost_f64(abs_f64(x), splat_f64(40)), high = y * y; /* beyond 38.6: 0 or x */
     vec_f64 tail = fb_tail_f64(y, high, fb_mul_error_f64(y, y, high), &n);
     vec_f64 above = fma_f64(-y, fb_scale_f64(tail, n), x);
     if (!FB_HAS_FMA) /* the product by itself might be flushed to 0 */
@@ -515,22 +588,24 @@ FB_INLINE vec_f64 gelu_f64(vec_f64 x) {
     return select_f64(lt_f64(x, splat_f64(0)), fb_scale_f64(-y * tail, n), above);
 }
 
-/* gelu_tanh(x), as for float, with 2v in two parts; 1.07 (unfused 1.44) */
+/* gelu_tanh(x), as for float, with 2v in two parts; 1.49 (unfused 1.84) */
 FB_INLINE vec_f64 gelu_tanh_f64(vec_f64 x) {
-    vec_f64 c = fb_atleast_f64(fb_atmost_f64(x, splat_f64(22)), splat_f64(-22)), cubic = splat_f64(FB_GELU_CUBIC);
+    vec_f64 c = atleast_f64(atmost_f64(x, splat_f64(22)), splat_f64(-22)), cubic = splat_f64(FB_GELU_CUBIC);
     vec_f64 z = c * c, z0 = fb_mul_error_f64(c, c, z);
     vec_f64 p = z * cubic, p0 = fb_mul_error_f64(z, cubic, p) + (z0 * cubic + z * splat_f64(FB_GELU_CUBIC_LOW));
     vec_f64 s = splat_f64(FB_GELU_LINEAR) + p; /* which of the two is larger depends on x */
     vec_f64 of_p = s - splat_f64(FB_GELU_LINEAR);
     vec_f64 s0 = (splat_f64(FB_GELU_LINEAR) - (s - of_p)) + (p - of_p) + (p0 + splat_f64(FB_GELU_LINEAR_LOW));
     vec_f64 u = c * s, u0 = fb_mul_error_f64(c, s, u) + c * s0;
-    vec_f64 q, rest, n = fb_exp_parts_f64(-fb_gate_range_f64(u), -u0, &q, &rest);
-    return copysign_f64(fb_gate_f64(fb_atleast_f64(x, splat_f64(-22)), n, q), x);
+    mask_f64 negative = lt_f64(u, splat_f64(0));
+    vec_f64 q, rest, n = fb_exp_parts_f64(fb_minus_abs_f64(u), select_f64(negative, u0, -u0), &q, &rest);
+    vec_f64 one = splat_f64(1), w = one + q;
+    return fb_gate_f64(atleast_f64(x, splat_f64(-22)), negative, n, w, (q - (w - one)) + rest);
 }
 
 /* erf(x): odd polynomial to 0.96, then 1 - 2 T(sqrt 2 x); 1.27 (unfused 1.52) */
 FB_INLINE vec_f64 erf_f64(vec_f64 x) {
-    vec_f64 n, a = fb_atmost_f64(abs_f64(x), splat_f64(6)), high = a * a; /* 1 from 5.92 on */
+    vec_f64 n, a = atmost_f64(abs_f64(x), splat_f64(6)), high = a * a; /* 1 from 5.92 on */
     vec_f64 near = fb_add_part_f64(x, FB_POLY(f64, x * x, FB_ERF_f64));
     vec_f64 two = splat_f64(2), low = fb_mul_error_f64(a, a, high);
     vec_f64 tail = fb_tail_f64(a * splat_f64(0x1.6a09e667f3bcdp+0), two * high, two * low, &n);
@@ -568,7 +643,7 @@ FB_INLINE vec_f64 fb_pow_short(vec_f64 a, vec_f64 y) {
     vec_f64 log = fma_f64(k, splat_f64(0x1.62e42fefa39efp-1), fma_f64(s * z, FB_POLY(f64, z, FB_LOG_SHORT), s + s));
     vec_f64 e = y * fb_log_edges_f64(a, log);
     /* past both ends of float */
-    return fb_exp_short(fb_atleast_f64(fb_atmost_f64(e, splat_f64(200)), splat_f64(-200)));
+    return fb_exp_short(atleast_f64(atmost_f64(e, splat_f64(200)), splat_f64(-200)));
 }
 /* x^y; 0.55 (12 million pairs) */
 FB_INLINE vec_f32 pow_f32(vec_f32 x, vec_f32 y) {
@@ -600,7 +675,7 @@ FB_INLINE vec_f64 pow_f64(vec_f64 x, vec_f64 y) {
     vec_f64 low, log = fb_log_long(abs_f64(x), &low), q, l, e = y * log;
     vec_f64 tail = fb_mul_error_f64(y, log, e) + y * low;
     tail = select_f64(lt_f64(abs_f64(e), splat_f64(800)), tail, splat_f64(0)); /* else 0, infinity, NaN */
-    e = fb_atleast_f64(fb_atmost_f64(e, splat_f64(FB_EXP_MOST_f64)), splat_f64(FB_EXP_LEAST_f64));
+    e = atleast_f64(atmost_f64(e, splat_f64(FB_EXP_MOST_f64)), splat_f64(FB_EXP_LEAST_f64));
     vec_f64 n = fb_exp_parts_f64(e, tail, &q, &l);
     return fb_pow_edges_f64(x, y, fb_scale_f64(splat_f64(1) + q, n));
 }
