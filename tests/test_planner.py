@@ -79,20 +79,20 @@ def updated(x):
 
 def total(x):
     """split: a sum over more than a tile comes as its blocks, and their sum."""
-    y = fb.broadcast_to(x, (30, 3, 20)) * 2.0
+    y = fb.broadcast_to(x, (90, 3, 20)) * 2.0
     return y.mean(), (y * y).max()
 
 
 def between(x):
     """postpone: the sum waits until the elementwise stages around it are together."""
-    y = fb.broadcast_to(x, (30, 3, 20)) * 2.0
+    y = fb.broadcast_to(x, (90, 3, 20)) * 2.0
     total = y.sum()
     return fb.tanh(y) * 3.0, total * 2.0
 
 
 def chains(x):
     """fuse: a chain of more than a tile, forward and backward; a row and a number are read by all of it."""
-    wide = fb.broadcast_to(x.reshape(60), (40, 60)) * 1.0
+    wide = fb.broadcast_to(x.reshape(60), (100, 60)) * 1.0
     return fb.value_and_grad(lambda t: (fb.tanh(t * x[0, 0] + wide[7]) * t).sum())(wide)
 
 
@@ -155,7 +155,7 @@ def test_every_gate_without_passes(name, k, monkeypatch):
     many = tuple(range(len(case.shapes)))
     f = fb.staged(fb.value_and_grad(lambda *xs: fb.tanh(case.call(*xs)).sum(), argnums=many) if case.gradient
                   else case.call)
-    for shapes in (None, [(60, 50)] * len(many)) if case.elementwise else (None,):
+    for shapes in (None, [(90, 50)] * len(many)) if case.elementwise else (None,):
         xs = [fb.tensor(x) for x in case.inputs(np.random.default_rng(0), np.float32, shapes)]
         expected = f.eager(*xs)
         for off in ("", *PASSES, ",".join(PASSES)):
@@ -570,11 +570,11 @@ def test_the_verifier_refuses_wrong_plans():
 
 def test_the_verifier_refuses_groups_that_read_what_they_write_elsewhere():
     f = fb.staged(lambda x: fb.tanh(x * 2.0) * 3.0)
-    f(fb.ones(50, 40))
+    f(fb.ones(150, 40))
     plan = plan_of(f)
     (group,) = {s.group for s in plan.stages if s.group is not None}
     other = fb.staged(lambda x: fb.tanh((x * 2.0).T))
-    other(fb.ones(50, 40))
+    other(fb.ones(150, 40))
     for stage in plan_of(other).stages:
         stage.group = group
     group.stages = plan_of(other).stages
@@ -588,12 +588,12 @@ def test_the_verifier_refuses_groups_that_read_what_they_write_elsewhere():
     lambda x, w: (x * w)[0] + x * w,
     lambda x, w: (fb.exp(x) + x.sum(0)) * fb.exp(x).mean(1, keepdims=True),
     lambda x, w: fb.concatenate([x * 2.0, fb.tanh(w)]) * 0.5,
-    lambda x, w: fb.cross_entropy(fb.relu(x * w + 1.0), np.arange(50) % 40),
+    lambda x, w: fb.cross_entropy(fb.relu(x * w + 1.0), np.arange(150) % 40),
 ])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_what_is_fused_has_the_same_bits(f, dtype, monkeypatch):
     """Broadcasts, views and reads of other places stay apart from what a group writes."""
-    x, w = fb.randn(50, 40, dtype=dtype, rng=0), fb.randn(50, 40, dtype=dtype, rng=1)
+    x, w = fb.randn(150, 40, dtype=dtype, rng=0), fb.randn(150, 40, dtype=dtype, rng=1)
     total = fb.value_and_grad(lambda *xs: fb.tanh(f(*xs)).sum(), argnums=(0, 1))
     staged = fb.staged(lambda x, w: (f(x, w), total(x, w)))
     assert_same(staged(x, w), staged.eager(x, w))

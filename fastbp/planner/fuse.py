@@ -9,6 +9,7 @@ from fastbp.planner.plan import Group, Memories, Stage
 from fastbp_ext.gate import Pack, Packed
 from fastbp_ext.tensor import abstract_tensor
 
+_SMALL = 4 * TILE     # elements: such values lie in the L1 cache as they are
 _ROWS = 28            # of a strip, about: two tiles of the widest registers
 _STRIPS = 4           # as many at least: each reads all of the packed matrix
 _LARGE = 1 << 15      # elements: smaller results stay in the cache as they are
@@ -53,7 +54,7 @@ def _begun_by(memory, stage):
                 and 0 < w.size * w.dtype.itemsize <= _PACKED):
             strip = -(-rows // -(-rows // _ROWS))
             return Group(y.size, strip, strip * columns)
-    elif stage.form == "elementwise" and stage.outputs[0].size > TILE:
+    elif stage.form == "elementwise" and stage.outputs[0].size > _SMALL:
         group = Group(stage.outputs[0].size, TILE, TILE)
         return group if _joins(memory, group, stage) else None
     return None
