@@ -19,8 +19,9 @@ ctypedef vec (*fold)(vec a, vec x) noexcept nogil
 
 cdef inline vec fold_sum(vec a, vec x) noexcept nogil: return a + x
 cdef inline vec fold_prod(vec a, vec x) noexcept nogil: return a * x
-cdef inline vec fold_max(vec a, vec x) noexcept nogil: return vmax(a, x)
-cdef inline vec fold_min(vec a, vec x) noexcept nogil: return vmin(a, x)
+# (The test for NaN is one of x, so that a chain does not wait for it.)
+cdef inline vec fold_max(vec a, vec x) noexcept nogil: return vmax(x, a)
+cdef inline vec fold_min(vec a, vec x) noexcept nogil: return vmin(x, a)
 
 
 cdef inline void fold_into(real* a, const real* x, Py_ssize_t n, fold f) noexcept nogil:

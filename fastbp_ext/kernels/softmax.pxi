@@ -124,10 +124,13 @@ cdef inline void logsumexp(const fb_instruction* i, Py_ssize_t start, Py_ssize_t
 
 
 # --- cross-entropy of few classes: a vector of rows at once, one row a lane; each row's sums are
-# those of one block, lane for class, so no bit depends on which form is taken
+# those of one quarter of a block, so no bit depends on which form is taken
+
+cdef enum:
+    FEW_CLASSES = 128    # SUM_QUARTER at most
 
 cdef inline void turn_rows(vec* to, const fb_instruction* i, int operand, Py_ssize_t b, Py_ssize_t rows) noexcept nogil:
-    """to[c] = x[b .. b + rows, c], zeros in the lanes behind; n <= 16 columns."""
+    """to[c] = x[b .. b + rows, c], zeros in the lanes behind."""
     cdef Py_ssize_t c = 0, n = i.shape[1]
     while c < n:
         transpose(<real*> (to + c), sizeof(vec), row_of(i, operand, b) + c, i.stride[operand][0], rows,
@@ -150,13 +153,15 @@ cdef inline vec exp_few(vec* x, Py_ssize_t n, vec* most) noexcept nogil:
     cdef vec lane[SUM_LANES]
     cdef Py_ssize_t c
     for c in range(SUM_LANES):
-        lane[c] = fold_max(splat(-INFINITY), x[c]) if c < n else splat(-INFINITY)
+        lane[c] = splat(-INFINITY)
+    for c in range(n):
+        lane[c % SUM_LANES] = fold_max(lane[c % SUM_LANES], x[c])
     most[0] = fold_16(lane, fold_max)
     for c in range(SUM_LANES):
         lane[c] = splat(0)
     for c in range(n):
         x[c] = exp(x[c] - most[0])
-        lane[c] = fold_sum(lane[c], x[c])
+        lane[c % SUM_LANES] = fold_sum(lane[c % SUM_LANES], x[c])
     return fold_16(lane, fold_sum)
 
 
@@ -235,7 +240,7 @@ cdef inline void cross(const fb_instruction* i, Py_ssize_t b, Py_ssize_t stop, i
     the labels follow x.
     """
     cdef Py_ssize_t n = i.shape[1], rows
-    cdef vec columns[SUM_LANES]
+    cdef vec columns[FEW_CLASSES]
     cdef vec most, s
     cdef real each_most[LANES]
     cdef real each_s[LANES]
@@ -243,7 +248,7 @@ cdef inline void cross(const fb_instruction* i, Py_ssize_t b, Py_ssize_t stop, i
     store_all(each_s, splat(1))
     while b < stop:
         rows = min(stop - b, <Py_ssize_t> LANES)
-        if n <= SUM_LANES:
+        if n <= FEW_CLASSES:
             turn_rows(columns, i, x, b, rows)
             s = exp_few(columns, n, &most)
         else:
@@ -251,7 +256,7 @@ cdef inline void cross(const fb_instruction* i, Py_ssize_t b, Py_ssize_t stop, i
             s, most = load_all(each_s), load_all(each_most)
         if y >= 0:
             loss_few(i, x, s, most, b, rows)
-        if dx >= 0 and n <= SUM_LANES:
+        if dx >= 0 and n <= FEW_CLASSES:
             scale_few(i, dx, x, columns, s, b, rows)
         b += LANES
 
