@@ -55,6 +55,11 @@ static inline void fb_keep_spare(char *data, size_t bytes) {
     next = (next + 1) % FB_SPARE_BLOCKS;
 }
 
+/* The last block of a size that was released: most programs ask for the same few sizes again and
+   again, and aligned blocks take the C library long. Used with the interpreter's lock held. */
+enum { FB_MIDDLE = 1 << 18, FB_RECENT = 32 };
+static struct { char *data; size_t lines; } fb_recent[FB_RECENT];
+
 /* NULL where there is no memory. In the debug build the content is poison too:
    a float read before it is written is a NaN-like -2.8e-16, the same each time. */
 static inline char *fb_allocate(size_t bytes) {
@@ -62,7 +67,14 @@ static inline char *fb_allocate(size_t bytes) {
     char *spare = !FB_DEBUG && bytes >= FB_LARGE ? fb_take_spare(bytes) : NULL;
     if (spare != NULL) return spare;
     if (bytes > SIZE_MAX - 4096) return NULL;
-    size_t whole = ((bytes + 63) & ~(size_t)63) + 2 * FB_GUARD + 64 * FB_DEBUG;
+    size_t lines = (bytes + 63) / 64;
+    if (!FB_DEBUG && bytes <= FB_MIDDLE && fb_recent[lines % FB_RECENT].lines == lines) {
+        spare = fb_recent[lines % FB_RECENT].data;
+        fb_recent[lines % FB_RECENT].data = NULL;
+        fb_recent[lines % FB_RECENT].lines = 0;
+        if (spare != NULL) return spare;
+    }
+    size_t whole = 64 * lines + 2 * FB_GUARD + 64 * FB_DEBUG;
     if (posix_memalign(&block, 64, whole ? whole : 64)) return NULL;
     if (FB_DEBUG) {
         memset(block, FB_POISON, whole);
@@ -72,8 +84,16 @@ static inline char *fb_allocate(size_t bytes) {
 }
 
 static inline void fb_release(char *data, size_t bytes) {
-    if (!FB_DEBUG && bytes >= FB_LARGE) fb_keep_spare(data, bytes);
-    else free(data - 64 * FB_DEBUG);
+    size_t lines = (bytes + 63) / 64;
+    if (!FB_DEBUG && bytes >= FB_LARGE) {
+        fb_keep_spare(data, bytes);
+    } else if (!FB_DEBUG && bytes <= FB_MIDDLE) {
+        free(fb_recent[lines % FB_RECENT].data);
+        fb_recent[lines % FB_RECENT].data = data;
+        fb_recent[lines % FB_RECENT].lines = lines;
+    } else {
+        free(data - 64 * FB_DEBUG);
+    }
 }
 
 static inline int fb_guards_whole(const char *data) {

@@ -14,10 +14,9 @@ from libc.string cimport memcpy
 
 from fastbp_ext.abi cimport fb_flush_begin, fb_flush_end
 from fastbp_ext.program cimport Program, flush, now_seconds, precision
-from fastbp_ext.tensor cimport (FLOAT32, MAX_DIMS, Dtype, Memory, Tensor, contiguous_copy, generation,
-                                grad_enabled, item_size, memory_of, refuse_leaked, replaying, result_like, seen_at,
-                                set_stage, staging,
-                                tick, wrap_array)
+from fastbp_ext.tensor cimport (FLOAT32, MAX_DIMS, NOWHERE, Dtype, Memory, Tensor, contiguous_copy, generation,
+                                grad_enabled, item_size, memory_of, plain_labels, refuse_leaked, replaying,
+                                result_like, seen_at, set_stage, staging, tick, wrap_array)
 
 import os
 import threading
@@ -555,8 +554,19 @@ cdef class Replay:
 
     cdef bint labels_fit(self) except -1:
         """Check labels and indices, and convert them; False where ignored ones came or went."""
-        cdef Tensor x
+        cdef Tensor x, out
+        cdef char* data
+        cdef Py_ssize_t size
         for x, number, out, _, check, ignored in self.indices:
+            size = check[0]
+            if x.contiguous and (check[4] is None or not 0 <= check[4] < size):
+                data = x.data
+                if number >= 0:
+                    data = self.given[<Py_ssize_t> number].data + (x.data - <char*> <size_t> NOWHERE)
+                if plain_labels(data, x.kind, x.count, size, <int64_t*> out.data):
+                    if ignored:
+                        return False
+                    continue
             if convert(x if number < 0 else seen_at(x, self.given[<Py_ssize_t> number].data), check, out)[1] != ignored:
                 return False
         return True

@@ -1,5 +1,5 @@
 # Tensor for other compiled modules: its fields, and the ways to make one.
-from libc.stdint cimport uint64_t
+from libc.stdint cimport int64_t, uint64_t
 
 
 cdef enum:
@@ -81,6 +81,7 @@ cdef object recorder()
 cdef Tensor result_like(Tensor x)
 cdef Tensor seen_at(Tensor x, char* data)
 cdef Tensor contiguous_copy(Tensor x)
+cdef bint plain_labels(const char* data, Dtype kind, Py_ssize_t n, Py_ssize_t size, int64_t* out) noexcept nogil
 
 # Counts the changes of what programs take for granted: see `touch`.
 cdef uint64_t generation

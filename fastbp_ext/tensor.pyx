@@ -3,7 +3,7 @@ from cpython.buffer cimport (PyBUF_ANY_CONTIGUOUS, PyBUF_C_CONTIGUOUS, PyBUF_F_C
                              PyBUF_STRIDES, PyBUF_WRITABLE, PyBuffer_IsContiguous)
 cimport cython
 from cpython.object cimport PyObject, PyTypeObject
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
 from libc.stdio cimport fprintf, stderr
 from libc.stdlib cimport abort
 from libc.string cimport memcpy
@@ -389,6 +389,30 @@ cdef Tensor result_like(Tensor x):
         y.steps[d] = x.steps[d]
     give_memory(y)
     return y
+
+
+ctypedef fused label_type:
+    uint8_t
+    int32_t
+    int64_t
+
+
+cdef bint widen_labels(const label_type* x, Py_ssize_t n, Py_ssize_t size, int64_t* out) noexcept nogil:
+    cdef bint fit = True
+    cdef Py_ssize_t k
+    for k in range(n):
+        out[k] = x[k]
+        fit &= <uint64_t> <int64_t> x[k] < <uint64_t> size
+    return fit
+
+
+cdef bint plain_labels(const char* data, Dtype kind, Py_ssize_t n, Py_ssize_t size, int64_t* out) noexcept nogil:
+    """Copy n labels of the usual dtypes; whether they are, and lie in [0, size)."""
+    if kind == INT64:
+        return widen_labels(<const int64_t*> data, n, size, out)
+    if kind == INT32:
+        return widen_labels(<const int32_t*> data, n, size, out)
+    return kind == UINT8 and widen_labels(<const uint8_t*> data, n, size, out)
 
 
 cdef Tensor contiguous_copy(Tensor x):

@@ -311,3 +311,24 @@ def test_small_programs_in_repeat_lose_no_update():
     for t in threads:
         t.join()
     assert w.item() == 800_000
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "uint16", "int16", "int32", "uint32", "int64", "uint64"])
+def test_labels_of_every_width_are_checked_at_each_call(dtype):
+    x = fb.randn(6, 5, rng=0)
+    f = fb.staged(lambda x, y: fb.cross_entropy(x, y))
+    zero = fb.staged(lambda x, y: fb.cross_entropy(x, y, ignore_index=0))
+    expected = fb.cross_entropy(x, np.array([0, 1, 2, 3, 4, 0])).item()
+    for y in ([0, 1, 2, 3, 4, 0], [4, 4, 4, 4, 4, 4]):
+        y = np.array(y, dtype)
+        assert f(x, y).item() == fb.cross_entropy(x, y).item()
+        assert zero(x, y).item() == fb.cross_entropy(x, y, ignore_index=0).item()
+    for bad in (5, 100, *([-1, -7] if np.iinfo(dtype).min < 0 else [])):
+        y = np.array([0, 1, 2, 3, bad, 0], dtype)
+        with pytest.raises(IndexError, match=f"{bad} at row 4"):
+            f(x, y)
+        with pytest.raises(IndexError, match="row 4"):
+            zero(x, y)
+    assert f(x, np.array([0, 1, 2, 3, 4, 0], dtype)[::1]).item() == expected
+    assert f(x, np.array([0, 9, 1, 9, 2, 9, 3, 9, 4, 9, 0, 9], dtype)[::2]).item() == expected
+    assert f.recordings == 1

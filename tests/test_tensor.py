@@ -239,3 +239,19 @@ def test_large_memory_is_kept_for_the_next_tensor_of_its_size():
     for _ in range(3):
         fb.zeros(100 << 20)          # more than is ever kept
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 800_000, "kilobytes"
+
+
+def test_memory_that_was_released_is_given_to_one_tensor_only():
+    rng = np.random.default_rng(0)
+    sizes = [2, 15, 16, 17, 16 * 32, 16 * 33, 16 * 64, 1000, 60_000, 70_000, 300_000]
+    alive = []
+    for n in range(3000):
+        if alive and rng.random() < 0.5:
+            t, value = alive.pop(rng.integers(len(alive)))
+            assert (t.numpy() == value).all()
+        else:
+            t = fb.zeros(int(rng.choice(sizes)) if n % 50 else 0)
+            t.numpy()[...] = n
+            alive.append((t, n))
+        alive = alive[-40:]
+    assert all((t.numpy() == value).all() for t, value in alive)

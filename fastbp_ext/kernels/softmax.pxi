@@ -148,58 +148,64 @@ cdef inline void turn_back(const fb_instruction* i, int operand, Py_ssize_t b, P
         c += LANES
 
 
-cdef inline vec exp_few(vec* x, Py_ssize_t n, vec* most) noexcept nogil:
-    """x = e^(x - most), most = the largest of the n of each lane; their sum is returned."""
+cdef inline vec fold_classes(vec* x, Py_ssize_t n, real identity, fold f) noexcept nogil:
+    """Each lane's n elements in one, element c in chain c % 16."""
     cdef vec lane[SUM_LANES]
     cdef Py_ssize_t c
     for c in range(SUM_LANES):
-        lane[c] = splat(-INFINITY)
+        lane[c] = f(splat(identity), x[c]) if c < n else splat(identity)
+    for c in range(SUM_LANES, n):
+        lane[c % SUM_LANES] = f(lane[c % SUM_LANES], x[c])
+    return fold_16(lane, f)
+
+
+cdef inline vec exp_few(vec* x, Py_ssize_t n, vec labels, vec* most, vec* chosen) noexcept nogil:
+    """x = e^(x - most), most = the largest of the n of each lane; their sum is returned, and chosen = x[label]."""
+    cdef Py_ssize_t c
+    most[0] = fold_classes(x, n, -INFINITY, fold_max)
+    chosen[0] = splat(0)
     for c in range(n):
-        lane[c % SUM_LANES] = fold_max(lane[c % SUM_LANES], x[c])
-    most[0] = fold_16(lane, fold_max)
-    for c in range(SUM_LANES):
-        lane[c] = splat(0)
-    for c in range(n):
+        chosen[0] = select(eq(labels, splat(c)), x[c], chosen[0])
         x[c] = exp(x[c] - most[0])
-        lane[c % SUM_LANES] = fold_sum(lane[c % SUM_LANES], x[c])
-    return fold_16(lane, fold_sum)
+    return fold_classes(x, n, 0, fold_sum)
 
 
-cdef inline void loss_few(const fb_instruction* i, int x, vec s, vec most, Py_ssize_t b,
-                          Py_ssize_t rows) noexcept nogil:
-    """y = log s + most - x[label], 0 where the label is c[0]; y is operand 0, the labels follow x."""
-    cdef vec y
-    cdef real chosen[LANES]
-    cdef real kept[LANES]
+cdef inline vec column(const fb_instruction* i, int operand, Py_ssize_t b, Py_ssize_t rows) noexcept nogil:
+    """The values of rows b .. b + rows, one for each."""
+    cdef real each[LANES]
     cdef Py_ssize_t r
-    cdef int64_t ignored = <int64_t> i.c[0], label
-    for r in range(LANES):
-        label = (<const int64_t*> i.p[x + 1])[b + r] if r < rows else ignored
-        kept[r] = label != ignored
-        chosen[r] = row_of(i, x, b + r)[label] if label != ignored else 0
-    y = select(eq(load_all(kept), splat(0)), splat(0), log(s) + (most - load_all(chosen)))
-    if i.stride[0][0] == sizeof(real):
-        store(row_of(i, 0, b), y, rows)
+    if i.stride[operand][0] == 0:
+        return splat(row_of(i, operand, b)[0])
+    if i.stride[operand][0] == sizeof(real):
+        return load(row_of(i, operand, b), rows)
+    store_all(each, splat(0))
+    for r in range(rows):
+        each[r] = row_of(i, operand, b + r)[0]
+    return load_all(each)
+
+
+cdef inline vec labels_of(const fb_instruction* i, int operand, Py_ssize_t b, Py_ssize_t rows) noexcept nogil:
+    """The labels of rows b .. b + rows as floats, 0 in the lanes behind."""
+    cdef const int64_t* label = <const int64_t*> i.p[operand] + b
+    cdef real each[LANES]
+    cdef Py_ssize_t r
+    if rows == LANES:
+        for r in range(LANES):
+            each[r] = <real> label[r]
     else:
-        store_all(chosen, y)
-        for r in range(rows):
-            row_of(i, 0, b + r)[0] = chosen[r]
+        for r in range(LANES):
+            each[r] = <real> label[r] if r < rows else 0
+    return load_all(each)
 
 
-cdef inline void scale_few(const fb_instruction* i, int dx, int x, vec* e, vec s, Py_ssize_t b,
+cdef inline void scale_few(const fb_instruction* i, int dx, vec labels, vec* e, vec s, Py_ssize_t b,
                            Py_ssize_t rows) noexcept nogil:
     """dx = dy (e / s - I_label), 0 where the label is c[0]; e is overwritten."""
-    cdef vec dys, labels
-    cdef real dy[LANES]
-    cdef real label[LANES]
-    cdef Py_ssize_t n = i.shape[1], r, c
-    for r in range(LANES):
-        label[r] = <real> (<const int64_t*> i.p[x + 1])[b + r] if r < rows else 0
-        dy[r] = row_of(i, dx + 1, b + r)[0] if r < rows else 0
-    dys, labels = load_all(dy), load_all(label)
+    cdef vec dy = column(i, dx + 1, b, rows), share = splat(1) / s
+    cdef mask ignored = eq(labels, splat(i.c[0]))
+    cdef Py_ssize_t n = i.shape[1], c
     for c in range(n):
-        e[c] = dys * (e[c] / s - select(eq(labels, splat(c)), splat(1), splat(0)))
-        e[c] = select(eq(labels, splat(i.c[0])), splat(0), e[c])
+        e[c] = select(ignored, splat(0), dy * (e[c] * share - select(eq(labels, splat(c)), splat(1), splat(0))))
     turn_back(i, dx, b, rows, e)
 
 
@@ -208,29 +214,37 @@ cdef inline void scale_few(const fb_instruction* i, int dx, int x, vec* e, vec s
 cdef inline void scale_row(real* dx, Py_ssize_t n, real s, real dy, int64_t label) noexcept nogil:
     """dx = dy (dx / s - I_label)"""
     cdef Py_ssize_t j = 0
-    cdef real chosen = dy * (dx[label] / s - 1)
+    cdef real share = 1 / s
+    cdef real chosen = dy * (dx[label] * share - 1)
     while j < n:
-        store(dx + j, splat(dy) * (load(dx + j, n - j) / splat(s)), n - j)
+        store(dx + j, splat(dy) * (load(dx + j, n - j) * splat(share)), n - j)
         j += LANES
     dx[label] = chosen
 
 
-cdef inline void exp_and_scale(const fb_instruction* i, int dx, int x, Py_ssize_t b, Py_ssize_t rows, real* s,
-                               real* most) noexcept nogil:
-    """Rows b .. b + rows: their largest elements, their sums of e^(x - most), and their gradients."""
+cdef inline void exp_and_scale(const fb_instruction* i, int dx, int x, Py_ssize_t b, Py_ssize_t rows, vec* s,
+                               vec* most, vec* chosen) noexcept nogil:
+    """Rows b .. b + rows: their sums of e^(x - most), their largest elements and those of the labels; the gradients."""
     cdef Py_ssize_t r, n = i.shape[1]
     cdef int64_t label
+    cdef real each[3][LANES]
+    store_all(each[0], splat(1))
+    store_all(each[1], splat(1))
+    store_all(each[2], splat(0))
     for r in range(rows):
         label = (<const int64_t*> i.p[x + 1])[b + r]
         if label == <int64_t> i.c[0]:
-            s[r] = most[r] = 1
             if dx >= 0:
                 memset(row_of(i, dx, b + r), 0, n * sizeof(real))
             continue
-        most[r] = row_max(row_of(i, x, b + r), n)
-        s[r] = exp_row(row_of(i, dx, b + r) if dx >= 0 else NULL, row_of(i, x, b + r), n, most[r])
+        each[2][r] = row_of(i, x, b + r)[label]
+        each[1][r] = row_max(row_of(i, x, b + r), n)
+        each[0][r] = exp_row(row_of(i, dx, b + r) if dx >= 0 else NULL, row_of(i, x, b + r), n, each[1][r])
         if dx >= 0:
-            scale_row(row_of(i, dx, b + r), n, s[r], row_of(i, dx + 1, b + r)[0], label)
+            scale_row(row_of(i, dx, b + r), n, each[0][r], row_of(i, dx + 1, b + r)[0], label)
+    s[0] = load_all(each[0])
+    most[0] = load_all(each[1])
+    chosen[0] = load_all(each[2])
 
 
 cdef inline void cross(const fb_instruction* i, Py_ssize_t b, Py_ssize_t stop, int y, int dx, int x) noexcept nogil:
@@ -239,25 +253,28 @@ cdef inline void cross(const fb_instruction* i, Py_ssize_t b, Py_ssize_t stop, i
     y, dx and x are the numbers of these operands, -1 where one is not wanted; dy follows dx,
     the labels follow x.
     """
-    cdef Py_ssize_t n = i.shape[1], rows
+    cdef Py_ssize_t n = i.shape[1], rows, r
     cdef vec columns[FEW_CLASSES]
-    cdef vec most, s
-    cdef real each_most[LANES]
-    cdef real each_s[LANES]
-    store_all(each_most, splat(1))
-    store_all(each_s, splat(1))
+    cdef vec most, s, labels, chosen, loss
+    cdef real each[LANES]
     while b < stop:
         rows = min(stop - b, <Py_ssize_t> LANES)
+        labels = labels_of(i, x + 1, b, rows)
         if n <= FEW_CLASSES:
             turn_rows(columns, i, x, b, rows)
-            s = exp_few(columns, n, &most)
+            s = exp_few(columns, n, labels, &most, &chosen)
+            if dx >= 0:
+                scale_few(i, dx, labels, columns, s, b, rows)
         else:
-            exp_and_scale(i, dx, x, b, rows, each_s, each_most)
-            s, most = load_all(each_s), load_all(each_most)
+            exp_and_scale(i, dx, x, b, rows, &s, &most, &chosen)
         if y >= 0:
-            loss_few(i, x, s, most, b, rows)
-        if dx >= 0 and n <= FEW_CLASSES:
-            scale_few(i, dx, x, columns, s, b, rows)
+            loss = select(eq(labels, splat(i.c[0])), splat(0), log(s) + (most - chosen))
+            if i.stride[y][0] == sizeof(real):
+                store(row_of(i, y, b), loss, rows)
+            else:
+                store_all(each, loss)
+                for r in range(rows):
+                    row_of(i, y, b + r)[0] = each[r]
         b += LANES
 
 
