@@ -38,6 +38,7 @@ cdef extern from "tile.h" nogil:
         FB_A_SCRATCH
         FB_FAR
         FB_NEAR
+        FB_L1
         FB_PACK_ROWS
         FB_FEW
 
@@ -124,6 +125,11 @@ cdef inline void run_tiles(fb_tile* t, Py_ssize_t rows, Py_ssize_t vectors, int 
     t.c = c
 
 
+cdef inline Py_ssize_t highest(Py_ssize_t vectors) noexcept nogil:
+    """How many rows a tile of 1 to 4 vectors has at most."""
+    return (FB_ROWS_1 if vectors == 1 else FB_ROWS_2 if vectors == 2 else FB_ROWS_3 if vectors == 3 else FB_ROWS_4)
+
+
 cdef inline void run_rows(fb_tile* t, Py_ssize_t rows, Py_ssize_t vectors, Py_ssize_t k, Py_ssize_t block,
                           bint add) noexcept nogil:
     """A panel of C; rows that do not fill a vector with others come last."""
@@ -139,8 +145,7 @@ cdef inline void run_rows(fb_tile* t, Py_ssize_t rows, Py_ssize_t vectors, Py_ss
         if rows < 1 << doublings:
             doublings = 0
         some = rows & -(<Py_ssize_t>1 << doublings)
-        run_tiles(t, some, vectors, doublings, FB_NARROW_ROWS if doublings else FB_ROWS_1 if vectors == 1
-                  else FB_ROWS_2 if vectors == 2 else FB_ROWS_3 if vectors == 3 else FB_ROWS_4, k, block, add)
+        run_tiles(t, some, vectors, doublings, FB_NARROW_ROWS if doublings else highest(vectors), k, block, add)
         rows -= some
 
 
@@ -210,15 +215,15 @@ cdef inline void multiply_row(const product* p) noexcept nogil:
         fb_tile t
         real part[8 * LANES]
         bint transposed = p.n > 1 and p.b_column != sizeof(real)
+        # Long rows of a transposed B, a power of 2 apart, drive each other out of L1.
+        bint few = not transposed or 4 * LANES * max(p.b_column, -p.b_column) <= FB_L1
         Py_ssize_t block = block_of(p.k), left = (p.n + LANES - 1) // LANES, done = 0, v, width, j
     t.a_row = t.c_row = 0
     t.a_k = p.a_k
     t.b_k = p.b_k
     t.b_column = p.b_column
     while left > 0:
-        # Long rows of a transposed B, a power of 2 apart, would drive each other out of L1.
-        v = 8 if left >= 8 and not transposed else 4 if left >= 4 and (p.k <= 128 or not transposed) else min(
-            <Py_ssize_t>2, left)
+        v = 8 if left >= 8 and not transposed else 4 if left >= 4 and few else min(<Py_ssize_t>2, left)
         width = min(v * LANES, p.n - done)
         t.a = p.a
         t.b = p.b + done * p.b_column
@@ -256,7 +261,7 @@ cdef inline void multiply(const product* p) noexcept nogil:
         return
     t.a_row = p.a_row
     t.a_k = p.a_k
-    if p.m > FB_ROWS_4 and (p.k <= FB_SHORT or FB_ROWS_3 < 8 and p.a_row == size):
+    if p.m > FB_ROWS_3 and (p.k <= FB_SHORT or FB_ROWS_3 < 8 and p.a_row == size):
         # Low tiles take few of the elements in a line of a transposed A.
         widest = 2
     if transposed:
@@ -313,6 +318,22 @@ cdef inline void multiply(const product* p) noexcept nogil:
         first += rows
 
 
+cdef inline void multiply_tile(const product* p, Py_ssize_t vectors) noexcept nogil:
+    """A product that is one tile."""
+    cdef fb_tile t
+    t.a = p.a
+    t.b = p.b
+    t.c = p.c
+    t.a_row = p.a_row
+    t.a_k = p.a_k
+    t.b_k = p.b_k
+    t.c_row = p.c_row
+    t.k = p.k
+    t.last = p.n - (vectors - 1) * LANES
+    t.add = False
+    tile_of(<const real*>t.c, p.m, vectors)(&t)
+
+
 cdef inline void multiply_few(const product* p) noexcept nogil:
     """A product of so few numbers that setting up tiles takes longer; its chains are theirs."""
     cdef Py_ssize_t r, j, q
@@ -349,7 +370,7 @@ cdef inline bint turns(const product* p) noexcept nogil:
 cdef inline void matmul(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
     """C[.., m, n] = sum over k of A[.., m, k] * B[.., k, n], rows [start, stop) of all (.., m)."""
     cdef:
-        Py_ssize_t d = i.ndim - 3, m = i.shape[i.ndim - 3], row, index, place, e, r, j
+        Py_ssize_t d = i.ndim - 3, m = i.shape[i.ndim - 3], row, index, place, e, r, j, vectors
         const Py_ssize_t* c = i.stride[0]
         const Py_ssize_t* a = i.stride[1]
         const Py_ssize_t* b = i.stride[2]
@@ -359,6 +380,7 @@ cdef inline void matmul(const fb_instruction* i, Py_ssize_t start, Py_ssize_t st
     p.k = i.shape[d + 2]
     if p.n == 0:
         return
+    vectors = (p.n + LANES - 1) // LANES
     p.turned = False
     p.c_row = c[d]
     p.a_row = a[d]
@@ -398,6 +420,13 @@ cdef inline void matmul(const fb_instruction* i, Py_ssize_t start, Py_ssize_t st
             for r in range(p.m):
                 for j in range(p.n):
                     (<real*>(p.c + r * p.c_row))[j] = 0
+            continue
+        if p.b_column != sizeof(real):
+            if p.m * p.n * p.k <= FB_FEW:
+                multiply_few(&p)
+                continue
+        elif vectors <= 4 and p.m <= highest(vectors) and p.k <= FB_BLOCK and (FB_MASKED or p.n % LANES == 0):
+            multiply_tile(&p, vectors)
             continue
         way = &p
         if turns(&p):
