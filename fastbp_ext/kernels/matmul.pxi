@@ -8,7 +8,8 @@
 # From the outside in: matmul takes the rows of a batch apart and may turn a product into
 # its transpose, multiply cuts it into panels of columns and copies a panel of B where
 # that pays, run_panel writes a turned C, run_rows chooses the kind of tile, run_tiles cuts
-# rows into tiles, run_blocks finishes one tile.
+# rows into tiles, run_blocks finishes one tile. Products of one row, of one tile, of one
+# number and of a few have shorter ways.
 cdef extern from "tile.h" nogil:
     ctypedef struct fb_tile:
         const char* a
@@ -187,10 +188,9 @@ cdef inline void turn(const product* p, const real* rows, Py_ssize_t pitch, Py_s
 
 
 cdef inline void run_panel(const product* p, fb_tile* t, Py_ssize_t rows, Py_ssize_t vectors, Py_ssize_t k,
-                           Py_ssize_t block, bint add, Py_ssize_t column) noexcept nogil:
-    """A panel of C from column `column` on; of a turned C, LANES rows at a time."""
+                           Py_ssize_t block, bint add, Py_ssize_t column, real* part) noexcept nogil:
+    """A panel of C from column `column` on; of a turned C, LANES rows at a time by way of `part`."""
     cdef:
-        real part[LANES * 4 * LANES]
         Py_ssize_t r = 0, some = rows
         const char* a = t.a
         const char* b = t.b
@@ -245,6 +245,7 @@ cdef inline void multiply(const product* p) noexcept nogil:
     """One product: blocks of rows of A, as many as stay in L2, by panels of columns of B."""
     cdef:
         fb_tile t
+        real part[LANES * 4 * LANES]
         char memory[FB_SCRATCH + 64]
         char a_memory[FB_A_SCRATCH + 64]
         real* scratch = <real*>(memory + (-<Py_ssize_t>memory & 63))
@@ -312,7 +313,7 @@ cdef inline void multiply(const product* p) noexcept nogil:
                         pack_rows(scratch, t.b, p.b_k, piece, v, t.last)
                     t.b = <const char*>scratch
                     t.b_k = v * LANES * size
-                run_panel(p, &t, rows, v, piece, block, k > 0, done * LANES)
+                run_panel(p, &t, rows, v, piece, block, k > 0, done * LANES, part)
                 k += piece
             done += v
         first += rows
@@ -345,6 +346,36 @@ cdef inline void multiply_few(const product* p) noexcept nogil:
                 sum = fma_one((<const real*> (p.a + r * p.a_row + q * p.a_k))[0],
                               (<const real*> (p.b + q * p.b_k + j * p.b_column))[0], sum)
             (<real*> (p.c + r * p.c_row))[j] = sum
+
+
+cdef inline void multiply_dot(const product* p) noexcept nogil:
+    """A product of one number: the chains of eight blocks run side by side."""
+    cdef:
+        Py_ssize_t block = block_of(p.k), left = p.k, together, last, q, e
+        Py_ssize_t a_block = block * p.a_k, b_block = block * p.b_k
+        const char* a = p.a
+        const char* b = p.b
+        real total = 0
+        real sum[8]
+    while left > 0:
+        together = 8 if left > 7 * block else 1
+        last = min(block, left - (together - 1) * block)
+        for e in range(8):
+            sum[e] = 0
+        if together == 8:
+            for q in range(last):
+                for e in range(8):
+                    sum[e] = fma_one((<const real*> (a + q * p.a_k + e * a_block))[0],
+                                     (<const real*> (b + q * p.b_k + e * b_block))[0], sum[e])
+        for e in range(together):
+            for q in range(last if together == 8 else 0, last if e == together - 1 else block):
+                sum[e] = fma_one((<const real*> (a + q * p.a_k + e * a_block))[0],
+                                 (<const real*> (b + q * p.b_k + e * b_block))[0], sum[e])
+            total = sum[e] if left == p.k and e == 0 else total + sum[e]
+        a += together * a_block
+        b += together * b_block
+        left -= (together - 1) * block + last
+    (<real*>p.c)[0] = total
 
 
 cdef inline bint turns(const product* p) noexcept nogil:
@@ -420,6 +451,9 @@ cdef inline void matmul(const fb_instruction* i, Py_ssize_t start, Py_ssize_t st
             for r in range(p.m):
                 for j in range(p.n):
                     (<real*>(p.c + r * p.c_row))[j] = 0
+            continue
+        if p.m == 1 and p.n == 1:
+            multiply_dot(&p)
             continue
         if p.b_column != sizeof(real):
             if p.m * p.n * p.k <= FB_FEW:
