@@ -80,12 +80,20 @@ def test_every_small_float64_product(k):
 
 @pytest.mark.parametrize("m, k, n", [
     (200, 24, 8), (200, 8, 2), (24, 200, 8), (8, 200, 2), (100, 500, 10), (3, 1100, 70), (70, 1100, 3), (500, 10, 33),
-    (130, 520, 130), (32, 128, 200), (100, 64, 64), (1, 1030, 65), (65, 1030, 1)])
+    (40, 1100, 11), (130, 520, 130), (32, 128, 200), (100, 64, 64), (1, 1030, 65), (65, 1030, 1)])
 def test_larger_float32_products(m, k, n):
     x, w = operands(m, k, n, np.float32)
     expected = chain(x, w)
     for a, b in product(layouts(x), layouts(w)):
         assert same_bits(a @ b, expected), (a.numpy().strides, b.numpy().strides)
+
+
+@pytest.mark.parametrize("k", (33, 512, 513, 1030, 3600, 4096, 5000, 9000))
+def test_dot_products(k):
+    x, w = operands(1, k, 1, np.float32)
+    for a, b in product(layouts(x), layouts(w)):
+        assert same_bits(a @ b, chain(x, w))
+        assert same_bits(a[0] @ b[:, 0], chain(x, w)[0, 0])
 
 
 @pytest.mark.parametrize("k", (1, 3, 8, 24, 33))

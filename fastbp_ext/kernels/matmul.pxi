@@ -5,9 +5,11 @@
 # multiply-adds from 0 (tile.h), and block after block is added to the total.
 # Neither the layout nor the neighbours in a tile touch it.
 #
-# From the outside in: matmul takes the rows of a batch apart, multiply cuts a product
-# into panels of columns, run_packed copies a panel of B where that pays, run_rows cuts
-# a panel into tiles, run_blocks finishes one tile.
+# From the outside in: matmul takes the rows of a batch apart and may turn a product into
+# its transpose, multiply cuts it into panels of columns and copies a panel of B where
+# that pays, run_panel writes a turned C, run_rows chooses the kind of tile, run_tiles cuts
+# rows into tiles, run_blocks finishes one tile. Products of one row, of one tile, of one
+# number and of a few have shorter ways.
 cdef extern from "tile.h" nogil:
     ctypedef struct fb_tile:
         const char* a
@@ -37,6 +39,7 @@ cdef extern from "tile.h" nogil:
         FB_A_SCRATCH
         FB_FAR
         FB_NEAR
+        FB_L1
         FB_PACK_ROWS
         FB_FEW
 
@@ -123,24 +126,28 @@ cdef inline void run_tiles(fb_tile* t, Py_ssize_t rows, Py_ssize_t vectors, int 
     t.c = c
 
 
+cdef inline Py_ssize_t highest(Py_ssize_t vectors) noexcept nogil:
+    """How many rows a tile of 1 to 4 vectors has at most."""
+    return (FB_ROWS_1 if vectors == 1 else FB_ROWS_2 if vectors == 2 else FB_ROWS_3 if vectors == 3 else FB_ROWS_4)
+
+
 cdef inline void run_rows(fb_tile* t, Py_ssize_t rows, Py_ssize_t vectors, Py_ssize_t k, Py_ssize_t block,
                           bint add) noexcept nogil:
-    """A panel of C."""
+    """A panel of C; rows that do not fill a vector with others come last."""
     cdef:
-        Py_ssize_t limit = (FB_ROWS_1 if vectors == 1 else FB_ROWS_2 if vectors == 2
-                            else FB_ROWS_3 if vectors == 3 else FB_ROWS_4 if vectors == 4 else 1)
-        Py_ssize_t paired = 0
         int doublings = doublings_of(t.last, t.a_k, k) if vectors == 1 else 0
+        Py_ssize_t some
     if k <= FB_SHORT and vectors <= 2 and not (add or doublings):
         t.k = k
         t.rows = rows
         short_of(<const real*>t.c, k, vectors)(t)
         return
-    if doublings and rows >= 1 << doublings:
-        paired = rows & -(1 << doublings)
-        run_tiles(t, paired, 1, doublings, FB_NARROW_ROWS, k, block, add)
-    if paired < rows:
-        run_tiles(t, rows - paired, vectors, 0, limit, k, block, add)
+    while rows > 0:
+        if rows < 1 << doublings:
+            doublings = 0
+        some = rows & -(<Py_ssize_t>1 << doublings)
+        run_tiles(t, some, vectors, doublings, FB_NARROW_ROWS if doublings else highest(vectors), k, block, add)
+        rows -= some
 
 
 cdef inline void pack_rows(real* to, const char* b, Py_ssize_t b_k, Py_ssize_t k, Py_ssize_t vectors,
@@ -181,53 +188,25 @@ cdef inline void turn(const product* p, const real* rows, Py_ssize_t pitch, Py_s
 
 
 cdef inline void run_panel(const product* p, fb_tile* t, Py_ssize_t rows, Py_ssize_t vectors, Py_ssize_t k,
-                           Py_ssize_t block, bint add, Py_ssize_t column) noexcept nogil:
-    """A panel of C from column `column` on; of a turned C, LANES rows at a time."""
+                           Py_ssize_t block, bint add, Py_ssize_t column, real* part) noexcept nogil:
+    """A panel of C from column `column` on; of a turned C, LANES rows at a time by way of `part`."""
     cdef:
-        real part[LANES * 8 * LANES]
-        Py_ssize_t r = 0, m
+        Py_ssize_t r = 0, some = rows
         const char* a = t.a
         const char* b = t.b
-    if not p.turned:
-        run_rows(t, rows, vectors, k, block, add)
-        return
-    t.c_row = vectors * LANES * <Py_ssize_t>sizeof(real)
+    if p.turned:
+        some = LANES
+        t.c_row = vectors * LANES * <Py_ssize_t>sizeof(real)
     while r < rows:
-        m = min(<Py_ssize_t>LANES, rows - r)
+        some = min(some, rows - r)
         t.a = a + r * t.a_row
         t.b = b
-        t.c = <char*>part
-        run_rows(t, m, vectors, k, block, add)
-        turn(p, part, vectors * LANES, r, m, column, (vectors - 1) * LANES + t.last)
-        r += m
-
-
-cdef inline void run_packed(const product* p, fb_tile* t, Py_ssize_t rows, Py_ssize_t vectors, Py_ssize_t block,
-                            bint transposed, Py_ssize_t column) noexcept nogil:
-    """A panel of C by way of a packed panel of B, in pieces of as many blocks of k as fit."""
-    cdef:
-        char memory[FB_SCRATCH + 64]
-        real* scratch = <real*>(memory + (-<Py_ssize_t>memory & 63))
-        Py_ssize_t row_bytes = vectors * LANES * <Py_ssize_t>sizeof(real)
-        Py_ssize_t piece = p.k, done = 0, some
-        const char* a = t.a
-        const char* b = t.b
-        char* c = t.c
-    if piece * row_bytes > FB_SCRATCH:
-        piece = FB_SCRATCH // (block * row_bytes) * block
-    t.b_k = row_bytes
-    while done < p.k:
-        some = min(piece, p.k - done)
-        if transposed:
-            pack_columns(scratch, b + done * p.b_k, t.b_column, some, vectors, t.last)
-        else:
-            pack_rows(scratch, b + done * p.b_k, p.b_k, some, vectors, t.last)
-        t.a = a + done * t.a_k
-        t.b = <const char*>scratch
-        t.c = c
-        run_panel(p, t, rows, vectors, some, block, done > 0, column)
-        done += some
-    t.b_k = p.b_k
+        if p.turned:
+            t.c = <char*>part
+        run_rows(t, some, vectors, k, block, add)
+        if p.turned:
+            turn(p, part, vectors * LANES, r, some, column, (vectors - 1) * LANES + t.last)
+        r += some
 
 
 cdef inline void multiply_row(const product* p) noexcept nogil:
@@ -236,15 +215,15 @@ cdef inline void multiply_row(const product* p) noexcept nogil:
         fb_tile t
         real part[8 * LANES]
         bint transposed = p.n > 1 and p.b_column != sizeof(real)
+        # Long rows of a transposed B, a power of 2 apart, drive each other out of L1.
+        bint few = not transposed or 4 * LANES * max(p.b_column, -p.b_column) <= FB_L1
         Py_ssize_t block = block_of(p.k), left = (p.n + LANES - 1) // LANES, done = 0, v, width, j
     t.a_row = t.c_row = 0
     t.a_k = p.a_k
     t.b_k = p.b_k
     t.b_column = p.b_column
     while left > 0:
-        # Long rows of a transposed B, a power of 2 apart, would drive each other out of L1.
-        v = 8 if left >= 8 and not transposed else 4 if left >= 4 and (p.k <= 128 or not transposed) else min(
-            <Py_ssize_t>2, left)
+        v = 8 if left >= 8 and not transposed else 4 if left >= 4 and few else min(<Py_ssize_t>2, left)
         width = min(v * LANES, p.n - done)
         t.a = p.a
         t.b = p.b + done * p.b_column
@@ -266,23 +245,24 @@ cdef inline void multiply(const product* p) noexcept nogil:
     """One product: blocks of rows of A, as many as stay in L2, by panels of columns of B."""
     cdef:
         fb_tile t
-        char memory[FB_A_SCRATCH + 64]
+        real part[LANES * 4 * LANES]
+        char memory[FB_SCRATCH + 64]
+        char a_memory[FB_A_SCRATCH + 64]
         real* scratch = <real*>(memory + (-<Py_ssize_t>memory & 63))
+        real* a_scratch = <real*>(a_memory + (-<Py_ssize_t>a_memory & 63))
         Py_ssize_t size = sizeof(real), vectors = (p.n + LANES - 1) // LANES, block = block_of(p.k)
         Py_ssize_t widest = 4 if p.m <= FB_ROWS_4 else 3
-        Py_ssize_t at_once = p.m, first = 0, done, rows, left, v, width
+        Py_ssize_t at_once = p.m, first = 0, done, rows, left, v, piece, k
         bint transposed = p.n > 1 and p.b_column != size, edge, packed, strided = False
         # The last vector is a panel of its own where its few columns take several rows a vector.
-        bint apart = p.n % LANES > 0 and p.m >= LANES and doublings_of(p.n % LANES, p.a_k, p.k) > 0
+        bint apart = vectors > 1 and p.n % LANES and p.m >= LANES and doublings_of(p.n % LANES, p.a_k, p.k) > 0
         const char* a
     if p.m == 1 and (transposed or FB_MASKED or p.n % LANES == 0):
         multiply_row(p)
         return
     t.a_row = p.a_row
     t.a_k = p.a_k
-    t.b_k = p.b_k
-    t.b_column = p.b_column
-    if p.m > FB_ROWS_4 and (p.k <= FB_SHORT or FB_ROWS_3 < 8 and p.a_row == size):
+    if p.m > FB_ROWS_3 and (p.k <= FB_SHORT or FB_ROWS_3 < 8 and p.a_row == size):
         # Low tiles take few of the elements in a line of a transposed A.
         widest = 2
     if transposed:
@@ -300,14 +280,14 @@ cdef inline void multiply(const product* p) noexcept nogil:
         a = p.a + first * p.a_row
         if strided:
             v = (rows + LANES - 1) // LANES
-            pack_rows(scratch, a, p.a_k, p.k, v, rows - (v - 1) * LANES)
-            a = <const char*>scratch
+            pack_rows(a_scratch, a, p.a_k, p.k, v, rows - (v - 1) * LANES)
+            a = <const char*>a_scratch
             t.a_k = v * LANES * size
         done = 0
         while done < vectors:
             left = vectors - done
-            if left > 1:
-                left -= apart
+            if left > 1 and apart:
+                left -= 1
             v = min(widest, left)
             if v == 3 and left == 4:
                 v = 2
@@ -315,18 +295,44 @@ cdef inline void multiply(const product* p) noexcept nogil:
             edge = not FB_MASKED and done + v == vectors and p.n % LANES
             if edge and v == 4:
                 v, edge = 3, False
-            width = min(v * LANES, p.n - done * LANES)
-            t.last = width - (v - 1) * LANES
-            t.a = a
-            t.b = p.b + done * LANES * p.b_column
-            t.c = p.c + first * p.c_row + done * LANES * size
+            t.last = min(<Py_ssize_t>LANES, p.n - (done + v - 1) * LANES)
             t.c_row = p.c_row
-            if packed or edge:
-                run_packed(p, &t, rows, v, block, transposed, done * LANES)
-            else:
-                run_panel(p, &t, rows, v, p.k, block, False, done * LANES)
+            piece, k = p.k, 0
+            if (packed or edge) and piece * v * LANES * size > FB_SCRATCH:
+                piece = FB_SCRATCH // (block * v * LANES * size) * block
+            while k < p.k:
+                piece = min(piece, p.k - k)
+                t.a = a + k * t.a_k
+                t.b = p.b + k * p.b_k + done * LANES * p.b_column
+                t.c = p.c + first * p.c_row + done * LANES * size
+                t.b_k = p.b_k
+                if packed or edge:
+                    if transposed:
+                        pack_columns(scratch, t.b, p.b_column, piece, v, t.last)
+                    else:
+                        pack_rows(scratch, t.b, p.b_k, piece, v, t.last)
+                    t.b = <const char*>scratch
+                    t.b_k = v * LANES * size
+                run_panel(p, &t, rows, v, piece, block, k > 0, done * LANES, part)
+                k += piece
             done += v
         first += rows
+
+
+cdef inline void multiply_tile(const product* p, Py_ssize_t vectors) noexcept nogil:
+    """A product that is one tile."""
+    cdef fb_tile t
+    t.a = p.a
+    t.b = p.b
+    t.c = p.c
+    t.a_row = p.a_row
+    t.a_k = p.a_k
+    t.b_k = p.b_k
+    t.c_row = p.c_row
+    t.k = p.k
+    t.last = p.n - (vectors - 1) * LANES
+    t.add = False
+    tile_of(<const real*>t.c, p.m, vectors)(&t)
 
 
 cdef inline void multiply_few(const product* p) noexcept nogil:
@@ -342,37 +348,70 @@ cdef inline void multiply_few(const product* p) noexcept nogil:
             (<real*> (p.c + r * p.c_row))[j] = sum
 
 
+cdef inline void multiply_dot(const product* p) noexcept nogil:
+    """A product of one number: the chains of eight blocks run side by side."""
+    cdef:
+        Py_ssize_t block = block_of(p.k), left = p.k, together, last, q, e
+        Py_ssize_t a_block = block * p.a_k, b_block = block * p.b_k
+        const char* a = p.a
+        const char* b = p.b
+        real total = 0
+        real sum[8]
+    while left > 0:
+        together = 8 if left > 7 * block else 1
+        last = min(block, left - (together - 1) * block)
+        for e in range(8):
+            sum[e] = 0
+        if together == 8:
+            for q in range(last):
+                for e in range(8):
+                    sum[e] = fma_one((<const real*> (a + q * p.a_k + e * a_block))[0],
+                                     (<const real*> (b + q * p.b_k + e * b_block))[0], sum[e])
+        for e in range(together):
+            for q in range(last if together == 8 else 0, last if e == together - 1 else block):
+                sum[e] = fma_one((<const real*> (a + q * p.a_k + e * a_block))[0],
+                                 (<const real*> (b + q * p.b_k + e * b_block))[0], sum[e])
+            total = sum[e] if left == p.k and e == 0 else total + sum[e]
+        a += together * a_block
+        b += together * b_block
+        left -= (together - 1) * block + last
+    (<real*>p.c)[0] = total
+
+
 cdef inline bint turns(const product* p) noexcept nogil:
     """Whether the transposed product is the faster way to the same sums."""
-    cdef Py_ssize_t high = (p.m + LANES - 1) // LANES, wide = (p.n + LANES - 1) // LANES
+    cdef Py_ssize_t high, wide, copied
     if p.m == 1 or p.n == 1:
         return p.m > 1
-    if p.b_column != sizeof(real):
-        # A copy of B, or one of A and one of C. (A full vector transposes LANES / 8 elements
-        # in the time of a multiply-add.)
-        return p.k <= FB_BLOCK and (
-            p.n * high * p.k + ((p.k if p.a_row != sizeof(real) else 0) + p.n) * p.m * 8 // LANES <
-            p.m * wide * p.k + p.n * p.k * 8 // LANES)
-    # Narrow: it fills its vectors better.
-    if p.n > LANES // 4 * 3 or p.k <= FB_SHORT:
-        return False
-    if p.a_row == sizeof(real):
-        return p.n * high < p.m
-    return p.m >= 2 * LANES and p.k >= 2 * LANES and not doublings_of(p.n, p.a_k, p.k)
+    if p.b_column == sizeof(real):
+        # Narrow: it fills its vectors better.
+        if p.n > LANES // 4 * 3 or p.k <= FB_SHORT:
+            return False
+        if p.a_row == sizeof(real):
+            return p.n * ((p.m + LANES - 1) // LANES) < p.m
+        return p.m >= 2 * LANES and p.k >= 2 * LANES and not doublings_of(p.n, p.a_k, p.k)
+    # A copy of B, or one of C and mostly one of A: eight elements are transposed in about
+    # the time of a vector's multiply-adds.
+    high = (p.m + LANES - 1) // LANES
+    wide = (p.n + LANES - 1) // LANES
+    copied = p.n if p.a_row == sizeof(real) else p.n + p.k
+    return p.k <= FB_BLOCK and p.n * high * p.k + copied * p.m * 8 // LANES < p.m * wide * p.k + p.n * p.k * 8 // LANES
 
 
 cdef inline void matmul(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
     """C[.., m, n] = sum over k of A[.., m, k] * B[.., k, n], rows [start, stop) of all (.., m)."""
     cdef:
-        Py_ssize_t d = i.ndim - 3, m = i.shape[i.ndim - 3], row, index, place, e, r, j
+        Py_ssize_t d = i.ndim - 3, m = i.shape[i.ndim - 3], row, index, place, e, r, j, vectors
         const Py_ssize_t* c = i.stride[0]
         const Py_ssize_t* a = i.stride[1]
         const Py_ssize_t* b = i.stride[2]
         product p, q
+        const product* way
     p.n = i.shape[d + 1]
     p.k = i.shape[d + 2]
     if p.n == 0:
         return
+    vectors = (p.n + LANES - 1) // LANES
     p.turned = False
     p.c_row = c[d]
     p.a_row = a[d]
@@ -412,9 +451,24 @@ cdef inline void matmul(const fb_instruction* i, Py_ssize_t start, Py_ssize_t st
             for r in range(p.m):
                 for j in range(p.n):
                     (<real*>(p.c + r * p.c_row))[j] = 0
-        elif turns(&p):
-            q = p
+            continue
+        if p.m == 1 and p.n == 1:
+            multiply_dot(&p)
+            continue
+        if p.b_column != sizeof(real):
+            if p.m * p.n * p.k <= FB_FEW:
+                multiply_few(&p)
+                continue
+        elif vectors <= 4 and p.m <= highest(vectors) and p.k <= FB_BLOCK and (FB_MASKED or p.n % LANES == 0):
+            multiply_tile(&p, vectors)
+            continue
+        way = &p
+        if turns(&p):
+            way = &q
             q.turned = p.n > 1 or p.c_row != sizeof(real)
+            q.c = p.c
+            q.c_row = p.c_row
+            q.k = p.k
             q.m = p.n
             q.n = p.m
             q.a = p.b
@@ -423,9 +477,7 @@ cdef inline void matmul(const fb_instruction* i, Py_ssize_t start, Py_ssize_t st
             q.a_k = p.b_k
             q.b_k = p.a_k
             q.b_column = p.a_row
-            multiply(&q)
-        else:
-            multiply(&p)
+        multiply(way)
 
 
 cdef inline dict matmul_kernels():

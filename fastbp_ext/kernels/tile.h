@@ -33,7 +33,8 @@ enum { FB_ROWS_1 = 12, FB_ROWS_2 = 6, FB_ROWS_3 = 4, FB_ROWS_4 = 2, FB_SHORT = 4
 #define FB_TO_2(X, ...) FB_TO_1(X, __VA_ARGS__) X(2, __VA_ARGS__)
 #define FB_TO_4(X, ...) FB_TO_2(X, __VA_ARGS__) X(3, __VA_ARGS__) X(4, __VA_ARGS__)
 #define FB_TO_6(X, ...) FB_TO_4(X, __VA_ARGS__) X(5, __VA_ARGS__) X(6, __VA_ARGS__)
-#define FB_TO_9(X, ...) FB_TO_6(X, __VA_ARGS__) X(7, __VA_ARGS__) X(8, __VA_ARGS__) X(9, __VA_ARGS__)
+#define FB_TO_8(X, ...) FB_TO_6(X, __VA_ARGS__) X(7, __VA_ARGS__) X(8, __VA_ARGS__)
+#define FB_TO_9(X, ...) FB_TO_8(X, __VA_ARGS__) X(9, __VA_ARGS__)
 #define FB_TO_12(X, ...) FB_TO_9(X, __VA_ARGS__) X(10, __VA_ARGS__) X(11, __VA_ARGS__) X(12, __VA_ARGS__)
 
 enum {
@@ -41,6 +42,7 @@ enum {
     FB_PACK_ROWS = 4 * FB_ROWS_2,  /* with as many rows of A a copy of B pays for itself */
     FB_SCRATCH = 96 << 10,         /* bytes of packed B: FB_BLOCK rows of 3 vectors of 64 bytes */
     FB_A_SCRATCH = 48 << 10,       /* bytes of packed A */
+    FB_L1 = 32 << 10,              /* bytes that surely stay in L1 */
     FB_NEAR = 256 << 10,           /* bytes of A that stay in L2 beside a panel of B */
     FB_FAR = 2 << 20,              /* bytes that do not stay in L2 */
     FB_NARROW_ROWS = 8,            /* vectors in a tile of several rows a vector */
@@ -201,17 +203,16 @@ FB_INLINE vec_f64 load_groups_f64(int G, const double *p, Py_ssize_t n) {
                 acc[r] = fma_##S(rows_##S(G, four, a_row, r * G, spread_##S), y[0], acc[r]); \
             FB_UNROLL for (int i = 0; i < G * R; i += 4) { four[i / 4] += sizeof(T); FB_OPAQUE(four[i / 4]) } \
         } \
-        FB_UNROLL for (int r = 0; r < R; r++) { \
-            char *c = t->c + r * G * t->c_row; \
-            if (last * G == L && t->c_row == L / G * sizeof(T)) { \
-                if (t->add) acc[r] += load_all_##S((const T *)c); \
-                store_all_##S((T *)c, acc[r]); \
-            } else { \
-                FB_UNROLL for (int g = 0; g < G; g++, c += t->c_row) { \
-                    vec_##S v = g ? down_##S(acc[r], g * (L / G)) : acc[r]; \
-                    if (t->add) v += load_edge_##S((const T *)c, last); \
-                    store_edge_##S((T *)c, v, last); \
-                } \
+        char *c = t->c; \
+        if (last * G == L && t->c_row == L / G * sizeof(T) && !t->add) { \
+            FB_UNROLL for (int r = 0; r < R; r++) store_all_##S((T *)c + r * L, acc[r]); \
+        } else { \
+            T part[FB_NARROW_ROWS * L]; \
+            FB_UNROLL for (int r = 0; r < R; r++) store_all_##S(part + r * L, acc[r]); \
+            for (const T *from = part; from < part + R * L; from += L / G, c += t->c_row) { \
+                vec_##S v = load_groups_##S(G, from, last); \
+                if (t->add) v += load_edge_##S((const T *)c, last); \
+                store_edge_##S((T *)c, v, last); \
             } \
         } \
     } \
@@ -242,7 +243,6 @@ FB_NARROW(f32, float)
 FB_NARROW(f64, double)
 #undef FB_NARROW
 
-#define FB_TO_8(X, ...) FB_TO_6(X, __VA_ARGS__) X(7, __VA_ARGS__) X(8, __VA_ARGS__)
 #if FB_VECTOR_BYTES == 64
 #define FB_GROUPS(X, S) FB_TO_8(X, 2, S) FB_TO_8(X, 4, S)
 #elif FB_VECTOR_BYTES == 32
@@ -325,7 +325,7 @@ FB_INLINE fb_tile_run short_of_f64(const double *type, Py_ssize_t k, Py_ssize_t 
    blocks of LANES columns by LANES k are transposed in registers and used at once. Four
    chains run at a time. Strides are in bytes. */
 #define FB_COLUMNS(S, T) \
-    static void transpose_##S(T *to, Py_ssize_t to_row, const T *source, Py_ssize_t from_row, \
+    static __attribute__((noinline)) void transpose_##S(T *to, Py_ssize_t to_row, const T *source, Py_ssize_t from_row, \
                               Py_ssize_t rows, Py_ssize_t columns, Py_ssize_t width) { \
         const char *from = (const char *)source; \
         T part[LANES_##S * LANES_##S]; \
