@@ -68,9 +68,9 @@ def profile_of(replay, least):
 
 def _flop(stage):
     """2 m n k for a product, an optimizer's formula, else one operation for each element of the largest operand."""
-    if stage.form in ("product", "packed"):
+    if stage.form == "product":
         return 2 * stage.outputs[0].size * stage.inputs[0].shape[-1]
-    if stage.form in ("call", "copy", "assign", "take", "place", "join", "convert", "pack"):
+    if stage.form in ("call", "copy", "assign", "take", "place", "join", "convert"):
         return 0
     elements = max([t.size for t in (*stage.outputs, *stage.inputs)], default=1)
     return elements * (_UPDATES.get(stage.name, 1) if stage.form == "update" else 1)

@@ -8,8 +8,8 @@ from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, u
 from libc.string cimport memset
 
 from fastbp_ext.abi cimport FB_CONSTANTS, FB_OPERANDS
-from fastbp_ext.lower cimport (lower_copy, lower_elementwise, lower_fold, lower_pack, lower_packed_product,
-                               lower_product, lower_reduce, lower_rows, lower_scatter, lower_state, lower_take)
+from fastbp_ext.lower cimport (lower_copy, lower_elementwise, lower_fold, lower_product, lower_reduce, lower_rows,
+                               lower_scatter, lower_state, lower_take)
 from fastbp_ext.program cimport Executor, now
 from fastbp_ext.tensor cimport (BOOL, FLOAT32, FLOAT64, INT8, INT16, INT32, INT64, MAX_DIMS, UINT8, UINT16, UINT64,
                                 Dtype, Tensor, as_python, blank, blank_like, dtype_name, give_memory, grad_enabled,
@@ -844,27 +844,6 @@ class Combine:
         cdef Tensor x = <Tensor> inputs[0]
         lower_fold(to, <void*> <size_t> TABLE[dtype_name(x.kind)][self.gate.kernel + "_combine"],
                    <Tensor> outputs[0], x, False, self.count)
-
-
-class Pack:
-    """The first step of a product in strips of rows: a copy of w (k, n), in panels of columns."""
-    form = name = "pack"
-
-    def lower_to(self, Executor to, tuple outputs, tuple inputs, params):
-        """Hand the instruction to a program."""
-        cdef Tensor w = <Tensor> inputs[0]
-        lower_pack(to, <void*> <size_t> TABLE[dtype_name(w.kind)]["pack"], <Tensor> outputs[0], w)
-
-
-class Packed:
-    """The second step: y = x @ w; stages may run on each strip of y before the next is made."""
-    form, name = "packed", "matmul"
-
-    def lower_to(self, Executor to, tuple outputs, tuple inputs, params):
-        """Hand the instruction to a program."""
-        cdef Tensor y = <Tensor> outputs[0]
-        lower_packed_product(to, <void*> <size_t> TABLE[dtype_name(y.kind)]["matmul_packed"], y,
-                             <Tensor> inputs[0], <Tensor> inputs[1])
 
 
 class Assign:

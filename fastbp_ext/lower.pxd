@@ -11,5 +11,3 @@ cdef int lower_rows(Executor to, void* kernel, int outputs, int n, void** operan
 cdef int lower_take(Executor to, Tensor y, Tensor x, tuple indices, int axis) except -1
 cdef int lower_scatter(Executor to, void* kernel, Tensor y, Tensor dy, tuple indices, int axis) except -1
 cdef int lower_state(Executor to, void* kernel, tuple states) except -1
-cdef int lower_pack(Executor to, void* kernel, Tensor packed, Tensor w) except -1
-cdef int lower_packed_product(Executor to, void* kernel, Tensor y, Tensor x, Tensor packed) except -1

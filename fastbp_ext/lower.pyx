@@ -256,58 +256,6 @@ cdef int lower_product(Executor to, void* kernel, Tensor y, Tensor x, Tensor w) 
     return to.put(&i, operands)
 
 
-cdef int lower_pack(Executor to, void* kernel, Tensor packed, Tensor w) except -1:
-    """A copy of w (k, n) as the kernel `matmul_packed` reads it."""
-    cdef fb_instruction i
-    cdef void* operands[2]
-    operands[0] = <void*> packed
-    operands[1] = <void*> w
-    i.operands = 2
-    i.outputs = 1
-    i.kept = 0
-    i.ndim = 2
-    i.run = <fb_run> kernel
-    set_operand(&i, 0, packed)
-    set_operand(&i, 1, w)
-    i.shape[0] = i.units = w.dims[1]
-    i.shape[1] = w.dims[0]
-    i.stride[0][0] = i.stride[0][1] = 0
-    i.stride[1][0] = w.steps[1]
-    i.stride[1][1] = w.steps[0]
-    i.grain = 128 // i.itemsize[0]    # two vectors of the widest registers
-    i.work = w.count
-    return to.put(&i, operands)
-
-
-cdef int lower_packed_product(Executor to, void* kernel, Tensor y, Tensor x, Tensor packed) except -1:
-    """y (m, n) = x (m, k) @ what was packed."""
-    cdef fb_instruction i
-    cdef void* operands[3]
-    operands[0] = <void*> y
-    operands[1] = <void*> x
-    operands[2] = <void*> packed
-    i.operands = 3
-    i.outputs = 1
-    i.kept = 0
-    i.ndim = 3
-    i.run = <fb_run> kernel
-    set_operand(&i, 0, y)
-    set_operand(&i, 1, x)
-    set_operand(&i, 2, packed)
-    i.shape[0] = i.units = y.dims[0]
-    i.shape[1] = y.dims[1]
-    i.shape[2] = x.dims[1]
-    i.stride[0][0] = y.steps[0]
-    i.stride[0][1] = y.steps[1]
-    i.stride[0][2] = i.stride[1][1] = 0
-    i.stride[1][0] = x.steps[0]
-    i.stride[1][2] = x.steps[1]
-    i.stride[2][0] = i.stride[2][1] = i.stride[2][2] = 0    # not laid out by rows and columns
-    i.grain = 1
-    i.work = y.count * x.dims[1]
-    return to.put(&i, operands)
-
-
 cdef Py_ssize_t row_step(Tensor x, int dimensions) noexcept:
     """Bytes from one of the rows that the first dimensions count to the next: the step of the last that moves."""
     cdef int d = dimensions - 1

@@ -186,17 +186,17 @@ def descent(optimizer, inputs, dtype="float32"):
 
 def strip_groups(staged):
     """For each product that others run with, the names of these."""
-    groups = {s.group: None for s in plan_of(staged).stages if s.group is not None and s.form == "packed"}
+    groups = {s.group: None for s in plan_of(staged).stages if s.group is not None and s.form == "product"}
     return [[s.name for s in group.stages if s.form != "view"] for group in groups]
 
 
 @pytest.mark.parametrize("inputs", [60, 300])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_bias_and_activation_or_the_update_run_on_strips_of_a_product(optimizer, dtype, inputs, monkeypatch):
-    """The first where a layer has more rows than inputs, the second where it has more inputs than rows."""
+def test_bias_and_activation_and_the_update_run_on_strips_of_a_product(optimizer, dtype, inputs, monkeypatch):
+    """Where there are rows enough, and the other matrix is small."""
     layers, steps = zip(*[descent(optimizer, inputs, dtype) for _ in range(3)], strict=True)
-    x, y = fb.randn(130, inputs, dtype=dtype, rng=1), fb.randn(130, 300, dtype=dtype, rng=2)
+    x, y = fb.randn(200, inputs, dtype=dtype, rng=1), fb.randn(200, 300, dtype=dtype, rng=2)
     for _ in range(4):
         found = steps[0](x, y)
         assert_same(found, steps[1].eager(x, y))
@@ -204,32 +204,34 @@ def test_bias_and_activation_or_the_update_run_on_strips_of_a_product(optimizer,
         assert_same(found, steps[2](x, y))
         monkeypatch.delenv("FASTBP_PASSES_OFF")
     kernel = {"sgd": "sgd", "decay": "sgd", "adam": "adam", "adamw": "adam"}.get(optimizer, "momentum")
-    fused = ["matmul", "add", "relu", "sub", "square"] if inputs == 60 else ["matmul", kernel]
-    assert strip_groups(steps[0]) == [fused] and not strip_groups(steps[2])
+    forward, backward = ["matmul", "add", "relu", "sub", "square"], ["matmul", kernel]
+    fused = [forward] if inputs == 60 else [forward, backward] if dtype == "float32" else [backward]
+    assert strip_groups(steps[0]) == fused and not strip_groups(steps[2])
     for p, q, r in zip(*[layer.parameters() for layer in layers], strict=True):
         assert same_bits(p, q) and same_bits(p, r)
     plan = plan_of(steps[0])
-    product = next(s for s in plan.stages if s.form == "packed").outputs[0]
-    assert id(plan.owner(product)) in plan.tiled    # it is never whole
+    if inputs == 300:
+        gradient = [s for s in plan.stages if s.form == "product"][-1].outputs[0]
+        assert id(plan.owner(gradient)) in plan.tiled    # it is never whole
 
 
 def test_the_listing_of_strips_is_golden():
     for inputs in (60, 300):
         _, step = descent("sgd", inputs)
-        step(fb.ones(130, inputs), fb.ones(130, 300))
+        step(fb.ones(200, inputs), fb.ones(200, 300))
         golden(f"strips-{inputs}.txt", str(step.stages()))
 
 
 @pytest.mark.parametrize("columns", [291, 300, 321, 336])
 @pytest.mark.parametrize("k", [2, 5, 70, 600])
-@pytest.mark.parametrize("rows", [112, 141, 1000])
+@pytest.mark.parametrize("rows", [200, 291, 1000])
 def test_strips_of_any_shape_have_the_same_bits(rows, columns, k, monkeypatch):
     x, w, b = fb.randn(rows, k, rng=0), fb.randn(k, columns, rng=1), fb.randn(columns, rng=2)
     f = fb.staged(lambda x, w, b: (fb.tanh(x @ w + b), fb.exp(0.01 * (x[::-1] @ w)), (x.T.reshape(rows, k) @ w) * b[:1],
                                    fb.relu(x @ w.T.reshape(columns, k).T)))
     made = f(x, w, b)
     assert_same(made, f.eager(x, w, b))
-    assert len(strip_groups(f)) == (4 if rows * columns >= 1 << 15 and rows >= 2 * k else 0)
+    assert len(strip_groups(f)) == (4 if k < 600 else 0)
     whole = [t.numpy().copy() for t in made]
     for order in (1, -1):
         for t in made:
@@ -328,7 +330,7 @@ def test_an_update_of_a_gradient_waits_for_its_readers():
     trained(step_of, [leaf(40, rng=0), leaf(40, rng=1)], [fb.randn(40, rng=2)])
 
 
-def graded(gradient_of, shape=(300, 120)):
+def graded(gradient_of, shape=(200, 200)):
     """How a step runs that gives w the gradient `gradient_of(w, x)` of two tensors: the groups of products."""
     def step_of(w):
         opt = optim.SGD([w], lr=0.01)
@@ -340,37 +342,37 @@ def graded(gradient_of, shape=(300, 120)):
             return x.sum()
         return step
 
-    return strip_groups(trained(step_of, [leaf(*shape, rng=0)], [fb.randn(120, 120, rng=1)]))
+    return strip_groups(trained(step_of, [leaf(*shape, rng=0)], [fb.randn(200, 200, rng=1)]))
 
 
 def test_an_update_runs_with_the_product_that_is_its_gradient():
-    a, g = fb.randn(300, 120, rng=2), fb.randn(300, 120, rng=3)
+    a, g = fb.randn(200, 200, rng=2), fb.randn(200, 200, rng=3)
     assert graded(lambda w: lambda x: a @ x) == [["matmul", "sgd"]]
     # Each strip needs rows of w, and the first are changed with the first strip.
     assert graded(lambda w: lambda x: w @ x) == []
     assert graded(lambda w: (lambda shown: lambda x: shown @ x)(fb.from_numpy(w.numpy()[::-1]))) == []
     # C in another order than w; in the same order, under another shape; a product that is not the gradient.
-    assert graded(lambda w: lambda x: (x[:, :50] @ a[:, :50].T).T) == []
-    assert graded(lambda w: lambda x: (x[:, :50] @ a[:, :50].T).reshape(300, 120)) == [["matmul", "sgd"]]
+    assert graded(lambda w: lambda x: (a @ x).T) == []
+    assert graded(lambda w: lambda x: (a @ x).reshape(400, 100), (400, 100)) == [["matmul", "sgd"]]
     assert graded(lambda w: lambda x: g * (a @ x).sum()) == []
-    assert graded(lambda w: lambda x: (a @ x)[:150], (150, 120)) == []    # a part of the product
+    assert graded(lambda w: lambda x: (a @ x)[:190], (190, 200)) == []    # a part of the product
     f = fb.staged(lambda x: (a @ x, fb.tanh(g)))
-    assert_same(f(x := fb.randn(120, 120, rng=4)), f.eager(x))
+    assert_same(f(x := fb.randn(200, 200, rng=4)), f.eager(x))
     assert not strip_groups(f)
 
 
 def test_the_verifier_sees_a_product_that_reads_what_its_strips_change():
-    w = leaf(300, 120, rng=0)
-    opt, a = optim.SGD([w], lr=0.01), fb.randn(300, 120, rng=1)
+    w = leaf(200, 200, rng=0)
+    opt, a = optim.SGD([w], lr=0.01), fb.randn(200, 200, rng=1)
 
     def step(x):
         w.grad = a @ x
         opt.step()
 
     f = fb.staged(step)
-    f(fb.randn(120, 120, rng=2))
+    f(fb.randn(200, 200, rng=2))
     plan = plan_of(f)
-    product = next(s for s in plan.stages if s.form == "packed")
+    product = next(s for s in plan.stages if s.form == "product")
     verify(plan)
     product.inputs = (w, product.inputs[1])
     with pytest.raises(RuntimeError, match="other places"):

@@ -5,16 +5,12 @@ its rows while that is in the cache, the bias and the activation of a layer, the
 or the update of the weights.
 """
 from fastbp.planner.arena import TILE, group_ends, lives
-from fastbp.planner.plan import Group, Memories, Stage
-from fastbp_ext.gate import Pack, Packed
-from fastbp_ext.tensor import abstract_tensor
+from fastbp.planner.plan import Group, Memories
 
 _SMALL = 4 * TILE     # elements: such values lie in the L1 cache as they are
-_ROWS = 28            # of a strip, about: two tiles of the widest registers
-_STRIPS = 4           # as many at least: each reads all of the packed matrix
-_LARGE = 1 << 15      # elements: smaller results stay in the cache as they are
-_PACKED = 1 << 19     # bytes of the packed matrix that stay there too
-_LINE = 64
+_ROWS = 96            # of a strip: as fast as the whole product, and its result stays in the L2 cache
+_LARGE = 1 << 15      # elements: smaller results stay there whole
+_SHARED = 1 << 19     # bytes of the matrix that each strip reads, so that it stays there too
 
 
 def fuse(plan):
@@ -40,20 +36,15 @@ def fuse(plan):
         if len(group.stages) > 1:
             for stage in group.stages:
                 stage.group = group
-    plan.stages = [part for stage in plan.stages for part in _packed(stage)]
     _find_tiled(plan)
 
 
 def _begun_by(memory, stage):
     """The group that a stage begins, or None."""
-    if stage.form == "product" and stage.outputs[0].ndim == 2:
+    if stage.form == "product":
         y, w = stage.outputs[0], stage.inputs[1]
-        rows, columns = y.shape
-        # The copy of w has to cost less than what the cache saves.
-        if (y.size >= _LARGE and rows >= max(_STRIPS * _ROWS, 2 * w.shape[0])
-                and 0 < w.size * w.dtype.itemsize <= _PACKED):
-            strip = -(-rows // -(-rows // _ROWS))
-            return Group(y.size, strip, strip * columns)
+        if y.ndim == 2 and y.size >= _LARGE and y.shape[0] >= 2 * _ROWS and w.size * w.dtype.itemsize <= _SHARED:
+            return Group(y.size, _ROWS, _ROWS * y.shape[1])
     elif stage.form == "elementwise" and stage.outputs[0].size > _SMALL:
         group = Group(stage.outputs[0].size, TILE, TILE)
         return group if _joins(memory, group, stage) else None
@@ -83,17 +74,6 @@ def _walks_as(group, update):
     g = update.inputs[0]
     return (g.size == g._root.size == group.size and g._root.is_contiguous
             and all(t.shape == g.shape and t.strides == g.strides for t in update.outputs))
-
-
-def _packed(stage):
-    """A product that begins a group, in its two steps; any other stage as it is."""
-    if stage.form != "product" or stage.group is None:
-        return (stage,)
-    x, w = stage.inputs
-    line = _LINE // w.dtype.itemsize
-    packed = abstract_tensor((w.shape[0], -(-w.shape[1] // line) * line), w.dtype)
-    stage.what, stage.inputs = Packed(), (x, packed)
-    return Stage.made(Pack(), (packed,), (w,), stage.undoes), stage
 
 
 def _find_tiled(plan):

@@ -43,7 +43,7 @@ def _verify_group(memory, group):
     for stage in group.stages:
         for t in (*stage.writes, *stage.reads):
             whole = t.size == group.size and (stage.form == "update" or t.is_contiguous and t._offset == 0)
-            if memory.of(t) in written and not (whole and (stage.form != "packed" or t is stage.outputs[0])):
+            if memory.of(t) in written and not (whole and (stage.form != "product" or t is stage.outputs[0])):
                 raise RuntimeError(f"plan: {stage!r} is in a group that writes what it reads at other places")
 
 

@@ -420,7 +420,7 @@ cdef inline void matmul(const fb_instruction* i, Py_ssize_t start, Py_ssize_t st
     p.b_column = b[d + 1]
     if d == 0 and (stop - start) * p.n * p.k <= FB_FEW:
         p.m = stop - start
-        p.c = i.p[0] + start * p.c_row
+        p.c = i.p[0] + (0 if i.tile[0] else start * p.c_row)
         p.a = i.p[1] + start * p.a_row
         p.b = i.p[2]
         multiply_few(&p)
@@ -444,7 +444,7 @@ cdef inline void matmul(const fb_instruction* i, Py_ssize_t start, Py_ssize_t st
                 p.a += place * a[e]
                 p.b += place * b[e]
         p.m = min(stop - start, m - row)
-        p.c += row * p.c_row
+        p.c += 0 if i.tile[0] else row * p.c_row
         p.a += row * p.a_row
         start += p.m
         if p.k == 0:
