@@ -11,7 +11,8 @@ from fastbp_ext.tensor cimport MAX_DIMS, Tensor, item_size
 from fastbp_ext.cpu import TABLE
 
 cdef enum:
-    SHORT_ROW = 16    # many rows of fewer elements are better gathered than taken one by one
+    SHORT_ROW = 16    # many rows of fewer elements are better gathered than taken one by one,
+    REPEATED_ROW = 256    # and of fewer than these where one row is read again and again
 
 cdef fb_run direct = <fb_run> <size_t> TABLE["int64"]["direct"]
 cdef fb_run strided = <fb_run> <size_t> TABLE["int64"]["strided"]
@@ -83,6 +84,15 @@ cdef void sort_by_output(fb_instruction* i) noexcept:
             e -= 1
 
 
+cdef bint repeats(fb_instruction* i) noexcept:
+    """Whether every operand of a space of rows is contiguous as a whole, or one row that is read again and again."""
+    cdef int k
+    for k in range(i.operands):
+        if i.itemsize[k] and i.stride[k][0] != i.shape[1] * i.itemsize[k] and (k < i.outputs or i.stride[k][0]):
+            return False
+    return True
+
+
 cdef int lower_elementwise(Executor to, void* kernel, int outputs, int pointers, int n, void** operands,
                            const double* c) except -1:
     """kernel(outputs..., inputs...) for every element, inputs broadcast to the first output.
@@ -135,7 +145,7 @@ cdef int lower_elementwise(Executor to, void* kernel, int outputs, int pointers,
         for k in range(n):
             if i.itemsize[k] and i.ndim and i.stride[k][i.ndim - 1] != i.itemsize[k]:
                 i.run = strided
-        if i.run == by_rows and i.shape[1] < SHORT_ROW and i.shape[0] > SHORT_ROW:
+        if i.run == by_rows and i.shape[0] > SHORT_ROW and i.shape[1] < (REPEATED_ROW if repeats(&i) else SHORT_ROW):
             i.run = strided
     return to.put(&i, operands)
 
