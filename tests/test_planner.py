@@ -193,10 +193,11 @@ def strip_groups(staged):
 @pytest.mark.parametrize("inputs", [60, 300])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_bias_and_activation_and_the_update_run_on_strips_of_a_product(optimizer, dtype, inputs, monkeypatch):
-    """Where there are rows enough, and the other matrix is small."""
+def test_bias_and_activation_or_the_update_run_on_strips_of_a_product(optimizer, dtype, inputs, monkeypatch):
+    """The result is large, has rows enough, and the other matrix is small."""
     layers, steps = zip(*[descent(optimizer, inputs, dtype) for _ in range(3)], strict=True)
-    x, y = fb.randn(200, inputs, dtype=dtype, rng=1), fb.randn(200, 300, dtype=dtype, rng=2)
+    rows = 240 if inputs == 60 else 200
+    x, y = fb.randn(rows, inputs, dtype=dtype, rng=1), fb.randn(rows, 300, dtype=dtype, rng=2)
     for _ in range(4):
         found = steps[0](x, y)
         assert_same(found, steps[1].eager(x, y))
@@ -205,8 +206,7 @@ def test_bias_and_activation_and_the_update_run_on_strips_of_a_product(optimizer
         monkeypatch.delenv("FASTBP_PASSES_OFF")
     kernel = {"sgd": "sgd", "decay": "sgd", "adam": "adam", "adamw": "adam"}.get(optimizer, "momentum")
     forward, backward = ["matmul", "add", "relu", "sub", "square"], ["matmul", kernel]
-    fused = [forward] if inputs == 60 else [forward, backward] if dtype == "float32" else [backward]
-    assert strip_groups(steps[0]) == fused and not strip_groups(steps[2])
+    assert strip_groups(steps[0]) == ([forward] if inputs == 60 else [backward]) and not strip_groups(steps[2])
     for p, q, r in zip(*[layer.parameters() for layer in layers], strict=True):
         assert same_bits(p, q) and same_bits(p, r)
     plan = plan_of(steps[0])
@@ -218,13 +218,14 @@ def test_bias_and_activation_and_the_update_run_on_strips_of_a_product(optimizer
 def test_the_listing_of_strips_is_golden():
     for inputs in (60, 300):
         _, step = descent("sgd", inputs)
-        step(fb.ones(200, inputs), fb.ones(200, 300))
+        rows = 240 if inputs == 60 else 200
+        step(fb.ones(rows, inputs), fb.ones(rows, 300))
         golden(f"strips-{inputs}.txt", str(step.stages()))
 
 
 @pytest.mark.parametrize("columns", [291, 300, 321, 336])
 @pytest.mark.parametrize("k", [2, 5, 70, 600])
-@pytest.mark.parametrize("rows", [200, 291, 1000])
+@pytest.mark.parametrize("rows", [230, 291, 1000])
 def test_strips_of_any_shape_have_the_same_bits(rows, columns, k, monkeypatch):
     x, w, b = fb.randn(rows, k, rng=0), fb.randn(k, columns, rng=1), fb.randn(columns, rng=2)
     f = fb.staged(lambda x, w, b: (fb.tanh(x @ w + b), fb.exp(0.01 * (x[::-1] @ w)), (x.T.reshape(rows, k) @ w) * b[:1],
@@ -330,7 +331,7 @@ def test_an_update_of_a_gradient_waits_for_its_readers():
     trained(step_of, [leaf(40, rng=0), leaf(40, rng=1)], [fb.randn(40, rng=2)])
 
 
-def graded(gradient_of, shape=(200, 200)):
+def graded(gradient_of, shape=(260, 260)):
     """How a step runs that gives w the gradient `gradient_of(w, x)` of two tensors: the groups of products."""
     def step_of(w):
         opt = optim.SGD([w], lr=0.01)
@@ -342,35 +343,35 @@ def graded(gradient_of, shape=(200, 200)):
             return x.sum()
         return step
 
-    return strip_groups(trained(step_of, [leaf(*shape, rng=0)], [fb.randn(200, 200, rng=1)]))
+    return strip_groups(trained(step_of, [leaf(*shape, rng=0)], [fb.randn(260, 260, rng=1)]))
 
 
 def test_an_update_runs_with_the_product_that_is_its_gradient():
-    a, g = fb.randn(200, 200, rng=2), fb.randn(200, 200, rng=3)
+    a, g = fb.randn(260, 260, rng=2), fb.randn(260, 260, rng=3)
     assert graded(lambda w: lambda x: a @ x) == [["matmul", "sgd"]]
     # Each strip needs rows of w, and the first are changed with the first strip.
     assert graded(lambda w: lambda x: w @ x) == []
     assert graded(lambda w: (lambda shown: lambda x: shown @ x)(fb.from_numpy(w.numpy()[::-1]))) == []
     # C in another order than w; in the same order, under another shape; a product that is not the gradient.
     assert graded(lambda w: lambda x: (a @ x).T) == []
-    assert graded(lambda w: lambda x: (a @ x).reshape(400, 100), (400, 100)) == [["matmul", "sgd"]]
+    assert graded(lambda w: lambda x: (a @ x).reshape(520, 130), (520, 130)) == [["matmul", "sgd"]]
     assert graded(lambda w: lambda x: g * (a @ x).sum()) == []
-    assert graded(lambda w: lambda x: (a @ x)[:190], (190, 200)) == []    # a part of the product
+    assert graded(lambda w: lambda x: (a @ x)[:250], (250, 260)) == []    # a part of the product
     f = fb.staged(lambda x: (a @ x, fb.tanh(g)))
-    assert_same(f(x := fb.randn(200, 200, rng=4)), f.eager(x))
+    assert_same(f(x := fb.randn(260, 260, rng=4)), f.eager(x))
     assert not strip_groups(f)
 
 
 def test_the_verifier_sees_a_product_that_reads_what_its_strips_change():
-    w = leaf(200, 200, rng=0)
-    opt, a = optim.SGD([w], lr=0.01), fb.randn(200, 200, rng=1)
+    w = leaf(260, 260, rng=0)
+    opt, a = optim.SGD([w], lr=0.01), fb.randn(260, 260, rng=1)
 
     def step(x):
         w.grad = a @ x
         opt.step()
 
     f = fb.staged(step)
-    f(fb.randn(200, 200, rng=2))
+    f(fb.randn(260, 260, rng=2))
     plan = plan_of(f)
     product = next(s for s in plan.stages if s.form == "product")
     verify(plan)

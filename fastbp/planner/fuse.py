@@ -8,8 +8,9 @@ from fastbp.planner.arena import TILE, group_ends, lives
 from fastbp.planner.plan import Group, Memories
 
 _SMALL = 4 * TILE     # elements: such values lie in the L1 cache as they are
-_ROWS = 96            # of a strip: as fast as the whole product, and its result stays in the L2 cache
-_LARGE = 1 << 15      # elements: smaller results stay there whole
+_ROWS = 48            # of a strip: as fast as the whole product, and its result stays in the caches
+_STRIPS = 4           # at least
+_LARGE = 1 << 16      # elements: smaller results stay in the L2 cache whole
 _SHARED = 1 << 19     # bytes of the matrix that each strip reads, so that it stays there too
 
 
@@ -43,7 +44,8 @@ def _begun_by(memory, stage):
     """The group that a stage begins, or None."""
     if stage.form == "product":
         y, w = stage.outputs[0], stage.inputs[1]
-        if y.ndim == 2 and y.size >= _LARGE and y.shape[0] >= 2 * _ROWS and w.size * w.dtype.itemsize <= _SHARED:
+        if (y.ndim == 2 and y.size > _LARGE and y.shape[0] >= _STRIPS * _ROWS
+                and w.size * w.dtype.itemsize <= _SHARED):
             return Group(y.size, _ROWS, _ROWS * y.shape[1])
     elif stage.form == "elementwise" and stage.outputs[0].size > _SMALL:
         group = Group(stage.outputs[0].size, TILE, TILE)
