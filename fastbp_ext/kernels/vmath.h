@@ -625,6 +625,8 @@ FB_INLINE vec_f64 erf_f64(vec_f64 x) {
     } \
     FB_INLINE vec_##S fb_pow_edges_##S(vec_##S x, vec_##S y, vec_##S r) { \
         vec_##S zero = splat_##S(0), one = splat_##S(1), infinity = splat_##S(INFINITY); \
+        mask_##S special = eq_##S(x, one) | eq_##S(y, zero) | eq_##S(abs_##S(y), one) | eq_##S(y, splat_##S(2)); \
+        if (!any_##S(special | ~lt_##S(zero, x))) return r; /* no lane has anything to put right */ \
         mask_##S whole = fb_whole_##S(y), odd = whole & ~fb_whole_##S(y * splat_##S(0.5)); \
         r = select_##S(odd, copysign_##S(r, x), r); \
         r = select_##S(lt_##S(x, zero) & lt_##S(-infinity, x) & ~whole, splat_##S(NAN), r); \
