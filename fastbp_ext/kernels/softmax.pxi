@@ -240,6 +240,7 @@ cdef inline void cross(const fb_instruction* i, Py_ssize_t b, Py_ssize_t stop, i
     the labels follow x.
     """
     cdef Py_ssize_t n = i.shape[1], rows
+    cdef bint together
     cdef vec columns[FEW_CLASSES]
     cdef vec most, s
     cdef real each_most[LANES]
@@ -248,7 +249,8 @@ cdef inline void cross(const fb_instruction* i, Py_ssize_t b, Py_ssize_t stop, i
     store_all(each_s, splat(1))
     while b < stop:
         rows = min(stop - b, <Py_ssize_t> LANES)
-        if n <= FEW_CLASSES:
+        together = n <= SUM_LANES or n <= FEW_CLASSES and 2 * rows > LANES    # else row by row, to the same bits
+        if together:
             turn_rows(columns, i, x, b, rows)
             s = exp_few(columns, n, &most)
         else:
@@ -256,7 +258,7 @@ cdef inline void cross(const fb_instruction* i, Py_ssize_t b, Py_ssize_t stop, i
             s, most = load_all(each_s), load_all(each_most)
         if y >= 0:
             loss_few(i, x, s, most, b, rows)
-        if dx >= 0 and n <= FEW_CLASSES:
+        if dx >= 0 and together:
             scale_few(i, dx, x, columns, s, b, rows)
         b += LANES
 
