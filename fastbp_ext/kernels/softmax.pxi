@@ -153,8 +153,8 @@ cdef inline vec exp_few(vec* x, Py_ssize_t n, vec* most) noexcept nogil:
     cdef vec lane[SUM_LANES]
     cdef Py_ssize_t c
     for c in range(SUM_LANES):
-        lane[c] = splat(-INFINITY)
-    for c in range(n):
+        lane[c] = x[c] if c < n else splat(-INFINITY)
+    for c in range(SUM_LANES, n):
         lane[c % SUM_LANES] = fold_max(lane[c % SUM_LANES], x[c])
     most[0] = fold_16(lane, fold_max)
     for c in range(SUM_LANES):
