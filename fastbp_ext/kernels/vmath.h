@@ -589,7 +589,7 @@ FB_INLINE vec_f64 gelu_f64(vec_f64 x) {
     return select_f64(lt_f64(x, splat_f64(0)), fb_scale_f64(-y * tail, n), above);
 }
 
-/* gelu_tanh(x), as for float, with 2v in two parts; 1.49 (unfused 1.84) */
+/* gelu_tanh(x), as for float, with 2v in two parts; 1.63 (unfused 1.84) */
 FB_INLINE vec_f64 gelu_tanh_f64(vec_f64 x) {
     vec_f64 c = atleast_f64(atmost_f64(x, splat_f64(22)), splat_f64(-22)), cubic = splat_f64(FB_GELU_CUBIC);
     vec_f64 z = c * c, z0 = fb_mul_error_f64(c, c, z);
