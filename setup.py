@@ -60,9 +60,8 @@ def extension(name: str, *flags: str) -> Extension:
 
 setup(
     ext_modules=[
-        *(extension(name) for name in ("cpu", "program", "lower", "gate")),
-        # Calls and branches: not slower for being smaller.
-        *(extension(name, "-O2") for name in ("tensor", "replay")),
+        *(extension(name) for name in ("tensor", "cpu", "program", "lower", "gate")),
+        extension("replay", "-O2"),    # calls and branches: faster for being smaller
         *(extension(f"kernels.{isa}", *KERNEL_FLAGS, *flags) for isa, flags in INSTRUCTION_SETS.items()),
     ],
     options={"build_ext": {"cython_c_in_temp": True, "parallel": os.cpu_count()}},

@@ -293,3 +293,19 @@ def test_one_order_for_every_product(dtype):
                 assert same_bits(a[3:30] @ b[:, 7:29], y[3:30, 7:29])
         batch = fb.stack([fb.tensor(x[:9]), fb.tensor(x[9:18])])
         assert same_bits(batch @ fb.tensor(w), y[:18].reshape(2, 9, 41))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("classes", [1, 3, 10, 16, 17, 40, 128, 129, 300, 1025])
+def test_a_row_of_cross_entropy_does_not_depend_on_the_others(classes, dtype):
+    rng = np.random.default_rng(classes)
+    x, labels = rng.standard_normal((37, classes)).astype(dtype), rng.integers(0, classes, 37)
+    whole = fb.tensor(x, requires_grad=True)
+    losses = fb.cross_entropy(whole, labels, reduction="none")
+    losses.backward(np.ones(37, dtype))
+    for rows in (slice(5, 6), slice(0, 7), slice(3, 36)):
+        part = fb.tensor(x[rows], requires_grad=True)
+        y = fb.cross_entropy(part, labels[rows], reduction="none")
+        y.backward(np.ones(y.shape, dtype))
+        assert same_bits(y, losses.numpy()[rows])
+        assert same_bits(part.grad, whole.grad.numpy()[rows])

@@ -150,7 +150,7 @@ cdef inline vec v_softplus(vec x, const double* c) noexcept nogil: return softpl
 cdef inline vec v_silu(vec x, const double* c) noexcept nogil: return silu(x)
 cdef inline vec v_gelu(vec x, const double* c) noexcept nogil: return gelu(x)
 cdef inline vec v_gelu_tanh(vec x, const double* c) noexcept nogil: return gelu_tanh(x)
-cdef inline vec v_relu(vec x, const double* c) noexcept nogil: return vmax(x, splat(0))
+cdef inline vec v_relu(vec x, const double* c) noexcept nogil: return atleast(x, splat(0))    # NaN stays
 cdef inline vec v_leaky_relu(vec x, const double* c) noexcept nogil:
     return select(lt(splat(0), x), x, splat(c[0]) * x)
 cdef inline vec v_elu(vec x, const double* c) noexcept nogil:

@@ -153,7 +153,7 @@ cdef inline vec fold_classes(vec* x, Py_ssize_t n, real identity, fold f) noexce
     cdef vec lane[SUM_LANES]
     cdef Py_ssize_t c
     for c in range(SUM_LANES):
-        lane[c] = f(splat(identity), x[c]) if c < n else splat(identity)
+        lane[c] = x[c] if c < n else splat(identity)
     for c in range(SUM_LANES, n):
         lane[c % SUM_LANES] = f(lane[c % SUM_LANES], x[c])
     return fold_16(lane, f)
@@ -260,7 +260,7 @@ cdef inline void cross(const fb_instruction* i, Py_ssize_t b, Py_ssize_t stop, i
     while b < stop:
         rows = min(stop - b, <Py_ssize_t> LANES)
         labels = labels_of(i, x + 1, b, rows)
-        if n <= FEW_CLASSES:
+        if n <= SUM_LANES or n <= FEW_CLASSES and 2 * rows > LANES:    # else row by row, to the same bits
             turn_rows(columns, i, x, b, rows)
             s = exp_few(columns, n, labels, &most, &chosen)
             if dx >= 0:

@@ -22,6 +22,7 @@ cdef extern from "simd.h" nogil:
     mask ne "v_ne"(vec a, vec b)
     vec vmax "v_max"(vec a, vec b)
     vec vmin "v_min"(vec a, vec b)
+    vec atleast "v_atleast"(vec x, vec c)
     vec vabs "v_abs"(vec x)
     vec copysign "v_copysign"(vec x, vec sign)
     vec sqrt "v_sqrt"(vec x)
