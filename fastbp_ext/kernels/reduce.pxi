@@ -98,12 +98,14 @@ cdef inline real fold_block(const real* x, Py_ssize_t n, real identity, fold f) 
 
 ctypedef real (*block_loop)(const real* x, Py_ssize_t n) noexcept nogil
 ctypedef void (*columns_loop)(const char* x, Py_ssize_t step, Py_ssize_t n, Py_ssize_t width, vec* lane) noexcept nogil
+ctypedef vec (*lanes_loop)(vec* lane) noexcept nogil
 
 cdef struct folding:
     real identity
     fold f
     block_loop block          # fold_block
     columns_loop columns      # fold_columns
+    lanes_loop lanes          # fold_16
 
 ctypedef void (*reduction)(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop,
                            const folding* how) noexcept nogil
@@ -123,18 +125,28 @@ cdef inline void columns_max(const char* x, Py_ssize_t step, Py_ssize_t n, Py_ss
     fold_columns(x, step, n, width, splat(-INFINITY), fold_max, lane)
 cdef inline void columns_min(const char* x, Py_ssize_t step, Py_ssize_t n, Py_ssize_t width, vec* lane) noexcept nogil:
     fold_columns(x, step, n, width, splat(INFINITY), fold_min, lane)
-cdef inline folding folding_of(real identity, fold f, block_loop block, columns_loop columns) noexcept nogil:
+cdef inline vec lanes_sum(vec* lane) noexcept nogil: return fold_16(lane, fold_sum)
+cdef inline vec lanes_prod(vec* lane) noexcept nogil: return fold_16(lane, fold_prod)
+cdef inline vec lanes_max(vec* lane) noexcept nogil: return fold_16(lane, fold_max)
+cdef inline vec lanes_min(vec* lane) noexcept nogil: return fold_16(lane, fold_min)
+cdef inline folding folding_of(real identity, fold f, block_loop block, columns_loop columns,
+                               lanes_loop lanes) noexcept nogil:
     cdef folding how
     how.identity = identity
     how.f = f
     how.block = block
     how.columns = columns
+    how.lanes = lanes
     return how
 
-cdef inline folding sums() noexcept nogil: return folding_of(0, fold_sum, block_sum, columns_sum)
-cdef inline folding prods() noexcept nogil: return folding_of(1, fold_prod, block_prod, columns_prod)
-cdef inline folding maxima() noexcept nogil: return folding_of(-INFINITY, fold_max, block_max, columns_max)
-cdef inline folding minima() noexcept nogil: return folding_of(INFINITY, fold_min, block_min, columns_min)
+cdef inline folding sums() noexcept nogil:
+    return folding_of(0, fold_sum, block_sum, columns_sum, lanes_sum)
+cdef inline folding prods() noexcept nogil:
+    return folding_of(1, fold_prod, block_prod, columns_prod, lanes_prod)
+cdef inline folding maxima() noexcept nogil:
+    return folding_of(-INFINITY, fold_max, block_max, columns_max, lanes_max)
+cdef inline folding minima() noexcept nogil:
+    return folding_of(INFINITY, fold_min, block_min, columns_min, lanes_min)
 
 
 cdef inline int carry(real* level, Py_ssize_t width, Py_ssize_t blocks, Py_ssize_t n, fold f) noexcept nogil:
@@ -242,6 +254,7 @@ cdef inline void reduce_columns(const fb_instruction* i, Py_ssize_t start, Py_ss
     """The last kept dimension is contiguous: a vector of sums side by side, row after row."""
     cdef vec lane[4][SUM_LANES]
     cdef real level[SUM_LEVELS][SUM_LANES]
+    cdef vec total
     cdef Py_ssize_t n = size_of(i, i.kept, i.ndim)
     cdef Py_ssize_t last = i.shape[i.kept - 1]
     cdef Py_ssize_t m = start, width, j, k, blocks, in_block, rows
@@ -276,7 +289,7 @@ cdef inline void reduce_columns(const fb_instruction* i, Py_ssize_t start, Py_ss
             if quarters > 2:
                 for r in range(SUM_LANES):
                     lane[0][r] = f(lane[0][r], lane[2][r])
-            store_all(level[top], fold_16(lane[0], f))
+            store_all(level[top], how.lanes(lane[0]))
             top = carry(level[0], SUM_LANES, blocks, width, f)
             blocks += 1
             j += in_block
@@ -284,8 +297,15 @@ cdef inline void reduce_columns(const fb_instruction* i, Py_ssize_t start, Py_ss
             fold_into(level[top - 2], level[top - 1], width, f)
             top -= 1
         y = place(i, 0, 0, i.kept, m)
-        for k in range(width):
-            (<real*> (y + k * i.stride[0][i.kept - 1]))[0] = (level[0][k] if n else how.identity) / <real> i.c[0]
+        total = load_all(level[0]) if n else splat(how.identity)
+        if i.c[0] != 1:
+            total = total / splat(i.c[0])
+        if i.stride[0][i.kept - 1] == sizeof(real):
+            store(<real*> y, total, width)
+        else:
+            store_all(level[0], total)
+            for k in range(width):
+                (<real*> (y + k * i.stride[0][i.kept - 1]))[0] = level[0][k]
         m += width
 
 
