@@ -50,20 +50,20 @@ class Profile:
     __repr__ = __str__
 
 
-def profile_of(replay, least):
-    """The Profile of a replay; `least` is what `Program.measure` returned."""
+def profile_of(replay, times):
+    """The Profile of a replay; `times` is what `Program.measure` returned."""
     about = replay.about
     calls = replay.program.size[0]    # the times of stages of Python follow those of instructions
     rows = []
     for (stage, code, python), text in zip(about.spans, Listing(about.recording, about.plan).texts, strict=True):
         if stage.form == "view":    # no instruction
             continue
-        seconds = sum(least[k] for k in code) + sum(least[calls + k] for k in python)
+        seconds = sum(times[k] for k in code) + sum(times[calls + k] for k in python)
         flop, moved = _flop(stage), _bytes(stage)
         limits = (flop / (2 * multiply_adds(dtype=_dtype(stage))), "fma"), (_copy_seconds(moved), "copy")
         limit, name = max(limits) if moved and stage.form != "call" and seconds > 0 else (0.0, "")
         rows.append(Row(text, seconds, flop, moved, name, limit / seconds if name else 0.0))
-    return Profile(rows, least[-1])
+    return Profile(rows, times[-1])
 
 
 def _flop(stage):

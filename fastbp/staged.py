@@ -2,6 +2,7 @@
 import functools
 import inspect
 import itertools
+import math
 import sys
 import time
 from typing import NamedTuple
@@ -362,21 +363,29 @@ class Staged(Caller):
     def profile(self, *args, seconds=0.5, **kwargs):
         """How long each stage takes on these arguments, and how near it comes to the machine's limits.
 
-        The function runs for about `seconds`; what it changes is put back afterwards (numbers that it draws at
-        random stay drawn). The str() of what is returned is a table; its `rows` are the stages: mean seconds
-        of a run that was not disturbed; FLOP: 2 m n k for a product, an optimizer's formula, else one for each
-        element of the largest operand; bytes that are read and written; and the share of the peak of this
-        machine, which is measured first: multiply-adds in a matrix product, or a copy of as many bytes.
+        The function runs for about `seconds`; what it changes is put back afterwards. (Numbers that it draws at
+        random stay drawn, and an optimizer's state, which the first call makes, stays made.) The str() of what
+        is returned is a table; its `rows` are the stages: mean seconds of a run that was not disturbed; FLOP:
+        2 m n k for a product, an optimizer's formula, else one for each element of the largest operand; bytes
+        that are read and written; and the share of the peak of this machine, which is measured first:
+        multiply-adds in a matrix product, or a copy of as many bytes. ValueError: `seconds` is no number above 0.
         """
         # It measures the machine with staged functions.
         from fastbp.profile import profile_of
+        if isinstance(seconds, bool) or not is_number(seconds) or not 0 < seconds < math.inf:
+            raise error(ValueError, "profile: seconds can't be this", got=repr(seconds), expected="a number above 0",
+                        fix="step.profile(x, y, seconds=0.5)")
+        if not is_replayed():
+            raise error(StagingError, "profile: nothing is replayed here", got="a call while another function is "
+                        "recorded, or FASTBP_STAGED=0", expected="a call from outside",
+                        fix="profile the outer function: its stages are all there")
         replay = self.replay_for(args, kwargs)
         state = list({id(t): t for t in (*replay.written, *replay.about.clocks)}.values())
-        least = self.measure(args, kwargs, replay, state, seconds)
-        if least is None:
+        times = self.measure(args, kwargs, replay, state, seconds)
+        if times is None:
             raise error(StagingError, "profile: the program fits no more", got="another mode or option",
                         expected="those that it was recorded with", fix="change them between calls")
-        return profile_of(replay, least)
+        return profile_of(replay, times)
 
     def reset(self):
         """Forget all programs, and the memory that they share."""

@@ -55,10 +55,12 @@ static inline void fb_keep_spare(char *data, size_t bytes) {
     next = (next + 1) % FB_SPARE_BLOCKS;
 }
 
-/* The last block of a size that was released: most programs ask for the same few sizes again and
-   again, and aligned blocks take the C library long. Used with the interpreter's lock held. */
-enum { FB_MIDDLE = 1 << 18, FB_RECENT = 32 };
-static struct { char *data; size_t lines; } fb_recent[FB_RECENT];
+/* Blocks that were released last: most programs ask for the same few sizes again and again, and
+   aligned blocks take the C library long. Each size has a place, which it may share with others;
+   they are spread over all places. Used with the interpreter's lock held. */
+enum { FB_MIDDLE = 1 << 18 };
+static struct { char *data; size_t lines; } fb_recent[32];
+static inline unsigned fb_place(size_t lines) { return (uint32_t)lines * 0x9E3779B1u >> 27; }
 
 /* NULL where there is no memory. In the debug build the content is poison too:
    a float read before it is written is a NaN-like -2.8e-16, the same each time. */
@@ -68,10 +70,10 @@ static inline char *fb_allocate(size_t bytes) {
     if (spare != NULL) return spare;
     if (bytes > SIZE_MAX - 4096) return NULL;
     size_t lines = (bytes + 63) / 64;
-    if (!FB_DEBUG && bytes <= FB_MIDDLE && fb_recent[lines % FB_RECENT].lines == lines) {
-        spare = fb_recent[lines % FB_RECENT].data;
-        fb_recent[lines % FB_RECENT].data = NULL;
-        fb_recent[lines % FB_RECENT].lines = 0;
+    if (!FB_DEBUG && bytes <= FB_MIDDLE && fb_recent[fb_place(lines)].lines == lines) {
+        spare = fb_recent[fb_place(lines)].data;
+        fb_recent[fb_place(lines)].data = NULL;
+        fb_recent[fb_place(lines)].lines = 0;
         if (spare != NULL) return spare;
     }
     size_t whole = 64 * lines + 2 * FB_GUARD + 64 * FB_DEBUG;
@@ -88,9 +90,9 @@ static inline void fb_release(char *data, size_t bytes) {
     if (!FB_DEBUG && bytes >= FB_LARGE) {
         fb_keep_spare(data, bytes);
     } else if (!FB_DEBUG && bytes <= FB_MIDDLE) {
-        free(fb_recent[lines % FB_RECENT].data);
-        fb_recent[lines % FB_RECENT].data = data;
-        fb_recent[lines % FB_RECENT].lines = lines;
+        free(fb_recent[fb_place(lines)].data);
+        fb_recent[fb_place(lines)].data = data;
+        fb_recent[fb_place(lines)].lines = lines;
     } else {
         free(data - 64 * FB_DEBUG);
     }

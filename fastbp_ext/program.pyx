@@ -335,40 +335,39 @@ cdef class Program(Executor):
     cdef list measure(self, double seconds):
         """Runs for about so long, eight at least: the seconds of each instruction, of each stage of Python, of a run.
 
-        They are means: a clock may tick more slowly than an instruction runs. Runs that were disturbed
-        do not count: those that take longer than the shortest by a tenth.
+        They are means: a clock may tick more slowly than an instruction runs. An eighth of the time goes
+        into finding how short a run is; then those that take a tenth longer were disturbed, and do not count.
         """
         global look
-        cdef Py_ssize_t calls = len(self.calls), size = self.count + calls, k, _n, n = 0, kept = 0, plain = 0
+        cdef Py_ssize_t size = self.count + len(self.calls), k, _n, n = 0, timed = 0, plain = 0
         cdef double* spent = <double*> calloc(2 * size + 1, sizeof(double))
         cdef double* total = spent + size
-        cdef double begin = now_seconds(), run, shortest = 1e9, least = 1e9, sum_of_runs = 0, began = begin
+        cdef double began = now_seconds(), run, whole, shortest = 1e9, shortest_whole = 1e9, total_whole = 0
         if spent == NULL:
             raise MemoryError("no memory for a profile")
         try:
             for _n in range(1000):
                 now_seconds()
-            look = (now_seconds() - begin) / 1001
+            look = (now_seconds() - began) / 1001
             while n < 8 or now_seconds() < began + seconds:
-                begin = now_seconds()
+                run = now_seconds()
                 self.run_timed(spent)
-                run = now_seconds() - begin
-                begin = now_seconds()
+                run = now_seconds() - run
+                whole = now_seconds()
                 self.run_once()
-                begin = now_seconds() - begin - look
-                # The first runs only find what is short.
+                whole = now_seconds() - whole - look
                 if n >= 4 and now_seconds() > began + seconds / 8:
-                    if run <= 1.1 * shortest or kept == 0:
-                        kept += 1
+                    if run <= 1.1 * shortest or timed == 0:
+                        timed += 1
                         for k in range(size):
                             total[k] += spent[k]
-                    if begin <= 1.1 * least or plain == 0:
+                    if whole <= 1.1 * shortest_whole or plain == 0:
                         plain += 1
-                        sum_of_runs += begin
-                shortest, least = min(shortest, run), min(least, begin)
+                        total_whole += whole
+                shortest, shortest_whole = min(shortest, run), min(shortest_whole, whole)
                 n += 1
                 PyErr_CheckSignals()
-            return [max(total[k] / kept, 0.0) for k in range(size)] + [sum_of_runs / plain]
+            return [max(total[k] / max(timed, 1), 0.0) for k in range(size)] + [total_whole / max(plain, 1)]
         finally:
             free(spent)
 

@@ -614,6 +614,11 @@ cdef class Replay:
             given += 1
         for leaf, slot in self.entry_grads:
             g = as_input((<Tensor> leaf).gradient)
+            for _n in range(self.write_count):
+                if g.data < self.writes[_n].memory.high and self.writes[_n].memory.low < memory_of(g).high:
+                    raise refusal(
+                        "a gradient shares memory with what a staged function changes", f"{g.shape}",
+                        "memory of its own", "give p.grad a copy: fb.tensor(g.numpy())")
             self.borrowed.append(g)
             self.program.place(slot, g.data)
         for _, _, out, slot, _, _ in self.indices:
@@ -1129,6 +1134,10 @@ cdef class Bound:
     def repeat(self, times, *args, **kwargs):
         """See `fastbp.staged.Staged.repeat`."""
         return self.staged.repeat(times, self.instance, *args, **kwargs)
+
+    def profile(self, *args, **kwargs):
+        """See `fastbp.staged.Staged.profile`."""
+        return self.staged.profile(self.instance, *args, **kwargs)
 
     def epoch(self, *arrays, **options):
         """See `fastbp.staged.Staged.epoch`."""

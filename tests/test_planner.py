@@ -362,6 +362,83 @@ def test_an_update_runs_with_the_product_that_is_its_gradient():
     assert not strip_groups(f)
 
 
+def as_eager(make, array):
+    """Whether a step's result, and what it makes of `array`, have the bits of the eager form; make() -> (step, args)."""
+    found = []
+    before = array.copy()
+    for eager in (False, True):
+        array[...] = before
+        step, args = make()
+        result = step(*args) if eager else fb.staged(step)(*args)
+        found.append((result.numpy().copy(), array.copy()))
+    return all(np.array_equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("view", [
+    lambda a: a[::-1], lambda a: a[::-1, ::-1], lambda a: a[:, ::-1], lambda a: a.T[::-1]])
+@pytest.mark.parametrize("product", [False, True])
+def test_an_update_of_a_reversed_parameter_has_the_same_bits(view, product):
+    array, y = np.zeros((300, 300), np.float32), fb.randn(300, 300, rng=1)
+
+    def make():
+        p = fb.from_numpy(view(array))
+        p.requires_grad = True
+        opt = optim.SGD([p], lr=1.0)
+
+        def step(x):
+            g = x @ y if product else x * 2.0 + 1.0
+            p.grad = (g.T if view(array).strides[0] in (4, -4) else g)[tuple(
+                slice(None, None, -1 if s < 0 else 1) for s in view(array).strides)]
+            opt.step()
+            return x.sum()
+        return step, [fb.randn(300, 300, rng=0)]
+
+    assert as_eager(make, array)
+
+
+@pytest.mark.parametrize("first, second", [((0, -1), (1, None)), ((1, None), (0, -1))])
+@pytest.mark.parametrize("last", [False, True])
+def test_an_update_does_not_run_with_what_reads_its_memory_one_element_further(first, second, last):
+    array = np.arange(8193, dtype=np.float32)
+
+    def make():
+        q, p = fb.from_numpy(array[slice(*first)]), fb.from_numpy(array[slice(*second)])
+        p.requires_grad = True
+        opt = optim.SGD([p], lr=1.0)
+
+        def step(x):
+            p.grad = x * 2.0
+            if last:
+                opt.step()
+            y = q * x
+            if not last:
+                opt.step()
+            return y
+        return step, [fb.ones(8192)]
+
+    assert as_eager(make, array)
+
+
+def test_a_gradient_that_shares_memory_with_what_the_step_changes_is_refused():
+    w, v = leaf(3, rng=0), leaf(3, rng=1)
+    opt = optim.SGD([v], lr=1.0)
+    w.grad = v.detach()
+
+    @fb.staged
+    def step(x):
+        v.grad = x
+        opt.step()
+        return fb.exp(w.grad)
+
+    before = v.numpy().copy()
+    with pytest.raises(fb.StagingError, match="shares memory"):
+        step(fb.ones(3))
+    assert np.array_equal(before, v.numpy())
+    w.grad = fb.tensor(v.numpy())
+    step(fb.ones(3))
+    assert not np.array_equal(before, v.numpy())
+
+
 def test_the_verifier_sees_a_product_that_reads_what_its_strips_change():
     w = leaf(260, 260, rng=0)
     opt, a = optim.SGD([w], lr=0.01), fb.randn(260, 260, rng=1)

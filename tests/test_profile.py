@@ -112,6 +112,36 @@ def test_profile_of_stages_of_python_and_of_fused_ones():
     assert next(row for row in profile.rows if "tanh(" in row.stage).flop == 5000
 
 
+def test_profile_of_a_method():
+    class Scale:
+        w = fb.tensor(2.0)
+
+        @fb.staged
+        def run(self, x):
+            return self.w * x
+
+    assert len(Scale().run.profile(np.ones(3, np.float32), seconds=0.01).rows) == 1
+
+
+def test_profile_inside_another_staged_function_is_refused(monkeypatch):
+    step = fb.staged(lambda x: x * 2.0)
+    step(np.ones(3, np.float32))
+
+    @fb.staged
+    def outer(x):
+        step.profile(x)
+        return x * 1.0
+
+    with pytest.raises(fb.StagingError, match="profile"):
+        outer(np.ones(3, np.float32))
+
+
+@pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf"), "1", None, True])
+def test_profile_refuses_seconds_that_are_none(seconds):
+    with pytest.raises(ValueError, match="seconds"):
+        fb.staged(fb.tanh).profile(np.ones(3, np.float32), seconds=seconds)
+
+
 def test_profile_is_a_table():
     step, _, _, x, y = adam_step()
     lines = str(step.profile(x, y, seconds=0.01)).splitlines()

@@ -46,9 +46,9 @@ def _begun_by(memory, stage):
         y, w = stage.outputs[0], stage.inputs[1]
         if (y.ndim == 2 and y.size > _LARGE and y.shape[0] >= _STRIPS * _ROWS
                 and w.size * w.dtype.itemsize <= _SHARED):
-            return Group(y.size, _ROWS, _ROWS * y.shape[1])
+            return Group(y.size, _ROWS, _ROWS * y.shape[1], strips=True)
     elif stage.form == "elementwise" and stage.outputs[0].size > _SMALL:
-        group = Group(stage.outputs[0].size, TILE, TILE)
+        group = Group(stage.outputs[0].size, TILE, TILE, strips=False)
         return group if _joins(memory, group, stage) else None
     return None
 
@@ -61,20 +61,21 @@ def _is_whole(group, t):
 def _joins(memory, group, stage):
     """Whether a stage may run with the group: no memory that they write is read at another place."""
     if stage.form == "blocks":
-        return group.span == TILE and _is_whole(group, stage.inputs[0])
-    if group.span != TILE and not any(memory.of(t) in group.written for t in stage.inputs):
+        return not group.strips and _is_whole(group, stage.inputs[0])
+    if group.strips and not any(memory.of(t) in group.written for t in stage.inputs):
         return False    # the product is made in strips for those who read it
     writes = {memory.of(t) for t in stage.writes}
-    if stage.form == "update":
-        # Its tensors may be transposed, all alike: it walks their memory in order.
-        return bool(writes) and _walks_as(group, stage) and not writes & (group.elsewhere | group.written)
+    if stage.form == "update":    # of memory that others own: what shares it in part is read at another place
+        return (bool(writes) and not writes & (group.elsewhere | group.written) and not writes & memory.partly
+                and walks_in_order(group, stage))
     return (stage.form == "elementwise" and _is_whole(group, stage.outputs[0]) and not writes & group.elsewhere
             and all(_is_whole(group, t) or memory.of(t) not in group.written | writes for t in stage.inputs))
 
 
-def _walks_as(group, update):
+def walks_in_order(group, update):
+    """Whether an update walks its tensors' memory from the first element on; they may be transposed, all alike."""
     g = update.inputs[0]
-    return (g.size == g._root.size == group.size and g._root.is_contiguous
+    return (g.size == g._root.size == group.size and g._root.is_contiguous and all(step >= 0 for step in g.strides)
             and all(t.shape == g.shape and t.strides == g.strides for t in update.outputs))
 
 

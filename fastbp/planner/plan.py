@@ -68,8 +68,8 @@ class Group:
     first stage in a tile, elements or rows; tile: elements in one.
     """
 
-    def __init__(self, size, span, tile):
-        self.size, self.span, self.tile = size, span, tile
+    def __init__(self, size, span, tile, strips):
+        self.size, self.span, self.tile, self.strips = size, span, tile, strips
         self.stages = []
         self.written = set()    # the memory that they write
         self.elsewhere = set()  # the memory that one reads at another place than where it writes
@@ -117,16 +117,22 @@ class Plan:
 
 
 class Memories:
-    """A name for the memory of each tensor: one for all that may share some of it."""
+    """A name for the memory of each tensor: one for all that may share some of it.
+
+    partly: names of memory that some tensors share in part only, so that one's element is another's neighbour.
+    """
 
     def __init__(self, plan):
         self._plan = plan
         roots = {id(t._root): t._root for s in plan.stages
                  for t in (*s.outputs, *s.inputs, *getattr(s.what, "hyper", ())) if not t._abstract}
         spans = sorted((*_bounds(t), key) for key, t in roots.items() if t.size)
-        self._names, name, end = {}, None, 0
+        self._names, self.partly, name, begin, end = {}, set(), None, 0, 0
         for low, high, key in spans:
-            name = key if low >= end else name    # else it overlaps the one before
+            if low >= end:
+                name, begin, end = key, low, high
+            elif (low, high) != (begin, end):
+                self.partly.add(name)
             self._names[key], end = name, max(high, end)
 
     def of(self, t):

@@ -1,5 +1,6 @@
 """The check of a plan after every pass, and after it is laid out."""
 from fastbp.planner.arena import bytes_of, lives
+from fastbp.planner.fuse import walks_in_order
 from fastbp.planner.plan import Memories
 
 
@@ -38,11 +39,12 @@ def verify(plan):
 
 
 def _verify_group(memory, group):
-    """Memory that a group writes is read and written by its stages element for element, by a product only written."""
+    """Memory that a group writes is read and written by its stages in the group's order, by a product only written."""
     written = {memory.of(y) for s in group.stages if s.form != "blocks" for y in s.writes}
     for stage in group.stages:
         for t in (*stage.writes, *stage.reads):
-            whole = t.size == group.size and (stage.form == "update" or t.is_contiguous and t._offset == 0)
+            whole = t.size == group.size and memory.of(t) not in memory.partly and (
+                walks_in_order(group, stage) if stage.form == "update" else t.is_contiguous and t._offset == 0)
             if memory.of(t) in written and not (whole and (stage.form != "product" or t is stage.outputs[0])):
                 raise RuntimeError(f"plan: {stage!r} is in a group that writes what it reads at other places")
 

@@ -77,7 +77,7 @@ cdef inline void walk(char* flat, char* base, const Py_ssize_t* stride, const Py
 
 cdef inline void elementwise_direct(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
     """Every operand is contiguous: the inner kernel does all of it."""
-    cdef char* p[8]
+    cdef char* p[FB_OPERANDS]
     cdef int k
     if start == 0:
         i.inner(<char**> i.p, stop, i.c)
@@ -89,7 +89,7 @@ cdef inline void elementwise_direct(const fb_instruction* i, Py_ssize_t start, P
 
 cdef inline void elementwise_rows(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
     """Two dimensions, and every operand is contiguous along the last: elements start .. stop, row after row."""
-    cdef char* p[8]
+    cdef char* p[FB_OPERANDS]
     cdef Py_ssize_t at = start, width = i.shape[1], row = start // width, column = start % width, n
     cdef int k
     while at < stop:
@@ -146,9 +146,9 @@ cdef inline void repeat(char* to, const char* row, Py_ssize_t size, Py_ssize_t f
 
 cdef inline void elementwise_strided(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
     """Tiles of operands that are not contiguous are copied into, and out of, small buffers."""
-    cdef double buffer[8][FB_TILE]    # for each operand one tile of the largest elements
-    cdef char* p[8]
-    cdef Access access[8]
+    cdef double buffer[FB_OPERANDS][FB_TILE]    # for each operand one tile of the largest elements
+    cdef char* p[FB_OPERANDS]
+    cdef Access access[FB_OPERANDS]
     cdef Py_ssize_t at = start, tile = FB_TILE, n
     cdef int k
     for k in range(i.operands):
