@@ -363,7 +363,7 @@ def test_an_update_runs_with_the_product_that_is_its_gradient():
 
 
 def as_eager(make, array):
-    """Whether a step's result, and what it makes of `array`, have the bits of the eager form; make() -> (step, args)."""
+    """Whether a step has the bits of its eager form: its result, and what it makes of `array`."""
     found = []
     before = array.copy()
     for eager in (False, True):
