@@ -56,11 +56,36 @@ static inline void fb_keep_spare(char *data, size_t bytes) {
 }
 
 /* Blocks that were released last: most programs ask for the same few sizes again and again, and
-   aligned blocks take the C library long. Each size has a place, which it may share with others;
-   they are spread over all places. Used with the interpreter's lock held. */
-enum { FB_MIDDLE = 1 << 18 };
-static struct { char *data; size_t lines; } fb_recent[32];
-static inline unsigned fb_place(size_t lines) { return (uint32_t)lines * 0x9E3779B1u >> 27; }
+   aligned blocks take the C library long. Each size has a place with room for some, which it may
+   share with other sizes. Used with the interpreter's lock held. */
+enum { FB_MIDDLE = 1 << 18, FB_RECENT = 4 };
+typedef struct { char *data; size_t lines; } fb_block;
+static fb_block fb_recent[16][FB_RECENT];
+static inline fb_block *fb_place(size_t lines) { return fb_recent[(uint32_t)lines * 0x9E3779B1u >> 28]; }
+
+static inline char *fb_take_recent(size_t lines) {
+    fb_block *place = fb_place(lines);
+    for (int k = 0; k < FB_RECENT; k++)
+        if (place[k].lines == lines && place[k].data != NULL) {
+            char *data = place[k].data;
+            place[k].data = NULL;
+            return data;
+        }
+    return NULL;
+}
+
+static inline void fb_keep_recent(char *data, size_t lines) {
+    static unsigned next;
+    fb_block *place = fb_place(lines);
+    int k = 0;
+    while (k < FB_RECENT && place[k].data != NULL) k++;
+    if (k == FB_RECENT) {
+        k = next++ % FB_RECENT;
+        free(place[k].data);
+    }
+    place[k].data = data;
+    place[k].lines = lines;
+}
 
 /* NULL where there is no memory. In the debug build the content is poison too:
    a float read before it is written is a NaN-like -2.8e-16, the same each time. */
@@ -70,12 +95,8 @@ static inline char *fb_allocate(size_t bytes) {
     if (spare != NULL) return spare;
     if (bytes > SIZE_MAX - 4096) return NULL;
     size_t lines = (bytes + 63) / 64;
-    if (!FB_DEBUG && bytes <= FB_MIDDLE && fb_recent[fb_place(lines)].lines == lines) {
-        spare = fb_recent[fb_place(lines)].data;
-        fb_recent[fb_place(lines)].data = NULL;
-        fb_recent[fb_place(lines)].lines = 0;
-        if (spare != NULL) return spare;
-    }
+    spare = !FB_DEBUG && bytes <= FB_MIDDLE ? fb_take_recent(lines) : NULL;
+    if (spare != NULL) return spare;
     size_t whole = 64 * lines + 2 * FB_GUARD + 64 * FB_DEBUG;
     if (posix_memalign(&block, 64, whole ? whole : 64)) return NULL;
     if (FB_DEBUG) {
@@ -90,9 +111,7 @@ static inline void fb_release(char *data, size_t bytes) {
     if (!FB_DEBUG && bytes >= FB_LARGE) {
         fb_keep_spare(data, bytes);
     } else if (!FB_DEBUG && bytes <= FB_MIDDLE) {
-        free(fb_recent[fb_place(lines)].data);
-        fb_recent[fb_place(lines)].data = data;
-        fb_recent[fb_place(lines)].lines = lines;
+        fb_keep_recent(data, lines);
     } else {
         free(data - 64 * FB_DEBUG);
     }
