@@ -4,17 +4,14 @@ import platform
 from pathlib import Path
 
 from bench.engines import ENGINES, OURS
+from fastbp.profile import time_text
 
 LIMITS = {"multiply-adds": "fma", "copy": "copy"}
-UNITS = ((1, "s"), (1e-3, "ms"), (1e-6, "us"), (1e-9, "ns"))
 
 
 def show_time(seconds):
-    """Three digits and a unit: 1.36 ms."""
-    if seconds is None:
-        return "-"
-    size, unit = next((u for u in UNITS if seconds >= u[0]), UNITS[-1])
-    return f"{seconds / size:.3g} {unit}" if seconds / size < 999.5 else f"{seconds / size:.0f} {unit}"
+    """Three digits and a unit, or a dash."""
+    return "-" if seconds is None else time_text(seconds)
 
 
 def rows_of(result):

@@ -7,6 +7,7 @@ from fastbp.planner.listing import Listing
 
 # Operations for each element of a parameter; all other stages but products count one for each element.
 _UPDATES = {"sgd": 4, "momentum": 7, "adam": 15}
+_UNITS = ((1, "s"), (1e-3, "ms"), (1e-6, "us"), (1e-9, "ns"))
 _LEAST_BYTES = 1 << 12    # smaller stages are compared with the rate at which so much is copied
 
 
@@ -96,11 +97,9 @@ def _dtype(stage):
 
 
 def time_text(seconds):
-    """Three digits and a unit."""
-    for size, unit in ((1, "s"), (1e-3, "ms"), (1e-6, "us")):
-        if seconds >= size:
-            return f"{seconds / size:.3g} {unit}" if seconds / size < 999.5 else f"{seconds / size:.0f} {unit}"
-    return f"{seconds * 1e9:.0f} ns"
+    """Three digits and a unit: 1.36 ms."""
+    size, unit = next((u for u in _UNITS if seconds >= u[0]), _UNITS[-1])
+    return f"{seconds / size:.3g} {unit}" if seconds / size < 999.5 else f"{seconds / size:.0f} {unit}"
 
 
 def _count(n):

@@ -1,6 +1,7 @@
 """Pass: stages of nothing but constants are computed now."""
 from fastbp.gates.shape import copy
-from fastbp_ext.tensor import no_grad, view_of, with_recorder
+from fastbp.planner.plan import moved, place_of
+from fastbp_ext.tensor import no_grad, with_recorder
 
 _SMALL = 4096    # elements
 _FORMS = ("elementwise", "copy", "reduce", "convert")
@@ -12,7 +13,7 @@ def constant(plan):
     dense = {}    # place of a constant in others: a copy of it, each element in its place
     kept = []
     for stage in plan.stages:
-        stage.inputs = tuple([_seen(t, known) for t in stage.inputs])
+        stage.inputs = tuple([moved(t, known) for t in stage.inputs])
         if (stage.form in _FORMS and id(stage.outputs[0]) not in plan.fixed
                 and all(id(t._root) in plan.constants for t in stage.inputs)):
             y = known[id(stage.outputs[0])] = with_recorder(None, _value, stage)
@@ -28,11 +29,11 @@ def _dense(plan, t, dense):
     """A small constant as its reader's loop likes it best: each element in its place."""
     if id(t._root) not in plan.constants or t.is_contiguous or t.size > _SMALL:
         return t
-    key = id(t._root), t.shape, t.strides, t._offset
-    if key not in dense:
-        dense[key] = y = with_recorder(None, copy, t)
+    place = place_of(t)
+    if place not in dense:
+        dense[place] = y = with_recorder(None, copy, t)
         plan.constants[id(y)] = y
-    return dense[key]
+    return dense[place]
 
 
 def _value(stage):
@@ -40,8 +41,3 @@ def _value(stage):
         if stage.form == "reduce":
             return stage.what(*stage.inputs, axis=stage.params["axes"], keepdims=stage.params["keepdims"])
         return stage.what(*stage.inputs, **(stage.params or {}))
-
-
-def _seen(t, known):
-    y = known.get(id(t._root))
-    return t if y is None else view_of(y, t.shape, t.strides, t._offset)

@@ -1,5 +1,5 @@
 """Plan: what passes work on."""
-from fastbp_ext.tensor import Tensor
+from fastbp_ext.tensor import Tensor, view_of
 
 
 class Stage:
@@ -114,6 +114,17 @@ class Plan:
         """The tensors of others that the stages touch or look at, each once."""
         found = {id(t): t for s in self.stages for t in (*s.outputs, *s.inputs) if not t._abstract}
         return list((found | {id(t): t for t in self.looked if id(t._root) not in self.constants}).values())
+
+
+def place_of(t):
+    """What t shows: equal for views of one memory that show the same elements in the same order."""
+    return id(t._root), t.shape, t.strides, t._offset
+
+
+def moved(t, homes):
+    """t, or the view that shows the same of homes[id of t's root], where that has its values now."""
+    y = homes.get(id(t._root))
+    return t if y is None else view_of(y, t.shape, t.strides, t._offset)
 
 
 class Memories:

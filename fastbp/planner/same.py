@@ -1,6 +1,7 @@
 """Pass: a stage whose values are there already is dropped."""
 from fastbp.planner.dead import drop
-from fastbp_ext.tensor import view_of, with_recorder
+from fastbp.planner.plan import moved, place_of
+from fastbp_ext.tensor import with_recorder
 
 _PURE = ("elementwise", "reduce", "reduce one", "product", "rows")
 # Their results hold no denormal where denormals are flushed: times 1 they are what they are, to the bit.
@@ -19,7 +20,7 @@ def same(plan):
         if stage.form not in _PURE or any(not t._abstract and id(t._root) not in plan.constants
                                           for t in stage.inputs):
             continue    # what others own may change in between
-        key = id(stage.what), *map(_place, stage.inputs), repr(stage.params)
+        key = id(stage.what), *map(place_of, stage.inputs), repr(stage.params)
         y, twin = stage.outputs[0], before.setdefault(key, stage)
         if id(y) in plan.fixed:
             continue
@@ -33,15 +34,8 @@ def same(plan):
     drop(plan, lambda stage: stage not in dropped)
 
 
-def _place(t):
-    return id(t._root), t.shape, t.strides, t._offset
-
-
 def _seen(t, instead):
-    if id(t) in instead:
-        return instead[id(t)]
-    y = instead.get(id(t._root))
-    return t if y is None else view_of(y, t.shape, t.strides, t._offset)
+    return instead[id(t)] if id(t) in instead else moved(t, instead)
 
 
 def _times_one(plan, stage, made):
