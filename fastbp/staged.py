@@ -159,7 +159,7 @@ def _replay(recording, fn, recorded, arena, keep_grads, why):
     for group, stages in itertools.groupby(made.stages, key=lambda stage: stage.group):
         if group is not None:
             program.begin_group({id(t) for s in group.stages for t in s.writes if id(made.owner(t)) in made.tiled},
-                                group.span)
+                                group.span, group.grain)
         for stage in stages:
             before = program.size
             stage.lower_to(program)

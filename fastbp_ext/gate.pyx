@@ -8,8 +8,8 @@ from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, u
 from libc.string cimport memset
 
 from fastbp_ext.abi cimport FB_CONSTANTS, FB_OPERANDS
-from fastbp_ext.lower cimport (lower_copy, lower_elementwise, lower_fold, lower_product, lower_reduce, lower_rows,
-                               lower_scatter, lower_state, lower_take)
+from fastbp_ext.lower cimport (lower_columns, lower_copy, lower_elementwise, lower_fold, lower_product, lower_reduce,
+                               lower_rows, lower_scatter, lower_state, lower_take)
 from fastbp_ext.program cimport Executor, now
 from fastbp_ext.tensor cimport (BOOL, FLOAT32, FLOAT64, INT8, INT16, INT32, INT64, MAX_DIMS, UINT8, UINT16, UINT64,
                                 Dtype, Tensor, as_python, blank, blank_like, dtype_name, give_memory, grad_enabled,
@@ -832,8 +832,21 @@ class Blocks:
                    <Tensor> outputs[0], x, True, 1)
 
 
+class Columns:
+    """The first step of a sum over the rows of x: lanes (quarters, 16, n), by 256 rows each."""
+    form = "columns"
+
+    def __init__(self, Gate gate):
+        self.gate, self.name = gate, f"{gate.name}_columns"
+
+    def lower_to(self, Executor to, tuple outputs, tuple inputs, params):
+        """Hand the instruction to a program."""
+        cdef Tensor x = <Tensor> inputs[0]
+        lower_columns(to, <void*> <size_t> TABLE[dtype_name(x.kind)]["sum_columns"], <Tensor> outputs[0], x, 0)
+
+
 class Combine:
-    """The second step: y = the fold of the blocks' results, divided by `count`."""
+    """The second step: y = the fold of the blocks' results, or of lanes of columns, divided by `count`."""
     form = "combine"
 
     def __init__(self, Gate gate, count):
@@ -842,8 +855,12 @@ class Combine:
     def lower_to(self, Executor to, tuple outputs, tuple inputs, params):
         """Hand the instruction to a program."""
         cdef Tensor x = <Tensor> inputs[0]
-        lower_fold(to, <void*> <size_t> TABLE[dtype_name(x.kind)][self.gate.kernel + "_combine"],
-                   <Tensor> outputs[0], x, False, self.count)
+        kernels = TABLE[dtype_name(x.kind)]
+        if x.rank == 3:
+            lower_columns(to, <void*> <size_t> kernels["sum_of_lanes"], <Tensor> outputs[0], x, self.count)
+        else:
+            lower_fold(to, <void*> <size_t> kernels[self.gate.kernel + "_combine"], <Tensor> outputs[0], x, False,
+                       self.count)
 
 
 class Assign:

@@ -12,6 +12,7 @@ from fastbp_ext.cpu import TABLE
 
 cdef enum:
     SHORT_ROW = 16    # many rows of fewer elements are better gathered than taken one by one,
+    COLUMN_ROWS = 256    # SUM_QUARTER of kernels/reduce.pxi: lanes of so many rows are one thread's
     REPEATED_ROW = 256    # and of fewer than these where one row is read again and again
 
 cdef fb_run direct = <fb_run> <size_t> TABLE["int64"]["direct"]
@@ -178,6 +179,7 @@ cdef int lower_reduce(Executor to, void* kernel, Tensor y, Tensor x, object axes
     i.grain = 16    # sums side by side
     i.work = x.count
     i.c[0] = 1
+    i.c[1] = 0
     set_operand(&i, 0, y)
     set_operand(&i, 1, x)
     for d in range(x.rank):
@@ -223,6 +225,34 @@ cdef int lower_fold(Executor to, void* kernel, Tensor y, Tensor x, bint blocks, 
     set_operand(&i, 1, x)
     i.stride[0][0] = 0
     i.stride[1][0] = i.itemsize[1]
+    return to.put(&i, operands)
+
+
+cdef int lower_columns(Executor to, void* kernel, Tensor y, Tensor x, double count) except -1:
+    """For count 0, y (quarters, 16, n) = the lanes of the sums of x's columns; from such lanes x, the sums / count."""
+    cdef fb_instruction i
+    cdef void* operands[2]
+    cdef Py_ssize_t n = x.dims[x.rank - 1], step = item_size(x.kind)
+    cdef bint lanes = count == 0
+    cdef int row = 0 if lanes else 1    # the dimension of rows
+    operands[0] = <void*> y
+    operands[1] = <void*> x
+    i.operands = i.ndim = 2
+    i.outputs = 1
+    i.run = <fb_run> kernel
+    i.c[0] = count
+    i.c[1] = 1
+    set_operand(&i, 0, y)
+    set_operand(&i, 1, x)
+    i.kept = row
+    i.work = x.count
+    i.shape[row] = x.count // n
+    i.shape[1 - row] = n
+    i.stride[0][row] = 0
+    i.stride[1][row] = n * step
+    i.stride[0][1 - row] = i.stride[1][1 - row] = step
+    i.units = i.shape[0]
+    i.grain = COLUMN_ROWS if lanes else 16
     return to.put(&i, operands)
 
 

@@ -27,6 +27,7 @@ cdef class Program(Executor):
     cdef object tiled            # while a group is put: ids of the tensors that have the memory of a tile
     cdef Py_ssize_t group_start
     cdef Py_ssize_t span
+    cdef Py_ssize_t group_grain
     cdef void place(self, int slot, char* address) noexcept nogil
     cdef void execute(self, Py_ssize_t start, Py_ssize_t stop) noexcept nogil
     cdef void run_tiles(self, Py_ssize_t k, Py_ssize_t start, Py_ssize_t stop, double* spent) noexcept nogil

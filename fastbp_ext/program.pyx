@@ -171,16 +171,17 @@ cdef class Program(Executor):
         self.count += 1
         return 0
 
-    def begin_group(self, tiled, span):
+    def begin_group(self, tiled, span, grain):
         """The instructions that follow run together, tile by tile.
 
         They are elementwise and of one size; the first may make that size by a product in strips of
         rows. tiled: ids of the recorded tensors whose values live for a tile only, in the memory of
-        one; span: units of the first in a tile.
+        one; span: units of the first in a tile; grain: units that one thread runs, whole tiles.
         """
         self.tiled = tiled
         self.group_start = self.count
         self.span = span
+        self.group_grain = grain
 
     def end_group(self):
         """The group ends here."""
@@ -190,7 +191,7 @@ cdef class Program(Executor):
         if self.count - self.group_start > 1:
             first.group = <int> (self.count - self.group_start)
             first.span = self.span
-            first.chunk = chunk_of(first, self.span)
+            first.chunk = chunk_of(first, self.group_grain)
             for k in range(self.group_start, self.count):
                 self.code[k].pace = <int> (self.code[k].units // first.units)
 

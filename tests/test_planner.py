@@ -242,6 +242,54 @@ def test_strips_of_any_shape_have_the_same_bits(rows, columns, k, monkeypatch):
             assert same_bits(t, expected)
 
 
+def hidden_layer_gradients(x, w, dy):
+    """Two sums over the rows of a product's masked result, one of them read behind."""
+    h = fb.relu(x)
+    dh = fb.where(h > 0, dy @ w, 0.0)
+    total = dh.sum(axis=0)
+    return total, (dh * h).mean(axis=0, keepdims=True), dh - total
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("columns", [301, 352])
+@pytest.mark.parametrize("rows", [228, 256, 257, 500, 773, 1024, 1025, 2600])
+def test_sums_of_columns_run_on_strips_of_a_product(rows, columns, dtype, monkeypatch):
+    x, w = fb.randn(rows, columns, rng=0, dtype=dtype), fb.randn(7, columns, rng=1, dtype=dtype)
+    dy = fb.randn(rows, 7, rng=2, dtype=dtype)
+    f = fb.staged(hidden_layer_gradients)
+    made = f(x, w, dy)
+    expected = f.eager(x, w, dy)
+    assert_same(made, expected)
+    assert sum(name.endswith("_columns") for names in strip_groups(f) for name in names) == 2
+    for order in (1, -1):
+        for t in made:
+            t.numpy()[...] = 0
+        f.replays[0].program.run_in_chunks(order)
+        assert_same(made, expected)
+    assert rows < 800 or any(n > 1 for n in f.replays[0].program.chunks)
+    f.reset()
+    monkeypatch.setenv("FASTBP_PASSES_OFF", "split")
+    assert_same(f(x, w, dy), expected)
+
+
+def test_the_bias_gradient_of_a_hidden_layer_runs_on_strips():
+    fb.manual_seed(0)
+    model = nn.Sequential(nn.Linear(60, 300), nn.ReLU(), nn.Linear(300, 10))
+    opt = optim.SGD(model.parameters(), lr=0.1)
+
+    @fb.staged
+    def step(x, y):
+        opt.zero_grad()
+        loss = fb.cross_entropy(model(x), y)
+        loss.backward()
+        opt.step()
+        return loss
+
+    step(fb.ones(240, 60), np.zeros(240, int))
+    assert strip_groups(step) == [["matmul", "add", "relu"], ["matmul", "relu_grad", "sum_columns"]]
+    golden("strips-bias.txt", str(step.stages()))
+
+
 def trained(step_of, tensors, args, calls=3):
     """`calls` calls of a step staged and, on copies of the tensors, eager: the same results and tensors; its plan."""
     copies = [fb.tensor(t.numpy().copy(), requires_grad=t.requires_grad) for t in tensors]

@@ -1,4 +1,5 @@
-"""Pass: an optimizer's update runs as soon as its gradient is there and the old values are no longer needed."""
+"""Pass: what can run with a product moves up to it."""
+from fastbp.planner.fuse import heads_strips
 from fastbp.planner.plan import Memories
 
 
@@ -6,7 +7,9 @@ def advance(plan):
     """Updates move up to behind the last stage that makes what they read, or touches what they write.
 
     A gradient then dies where it was made, and the update can run with the stage that makes it. No
-    update passes a stage of Python: where one fails, nothing must have changed yet.
+    update passes a stage of Python: where one fails, nothing must have changed yet. Elementwise stages
+    and reductions move up too where that stage is a product in strips, on which they can run: the mask
+    of a gradient and the sums of its columns stand behind the other product of their layer.
     """
     memory = Memories(plan)
     touched, written = {}, {}    # memory: the last place where it was touched, written
@@ -17,10 +20,12 @@ def advance(plan):
         hyper = stage.what.hyper if stage.form == "update" else ()
         writes = {memory.of(t) for t in (*stage.writes, *(() if stage.outputs else hyper))}
         reads = {memory.of(t) for t in (*stage.reads, *hyper)} | {id(t) for t in stage.inputs}
-        if stage.form == "update":
+        if stage.form in ("update", "elementwise", "reduce"):
             behind = max([barrier, *(written.get(m, barrier) for m in reads),
                           *(touched.get(m, barrier) for m in writes)])
-            place = (behind[0], n + 1)
+            maker = plan.stages[behind[0]] if behind[0] >= 0 else None
+            if stage.form == "update" or maker is not None and maker.form == "product" and heads_strips(maker):
+                place = (behind[0], n + 1)
         elif stage.form == "call":
             barrier = place
         for m in reads | writes:

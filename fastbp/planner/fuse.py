@@ -5,34 +5,58 @@ its rows while that is in the cache, the bias and the activation of a layer, the
 or the update of the weights.
 """
 from fastbp.planner.arena import TILE, group_ends, lives
-from fastbp.planner.plan import Group, Memories
+from fastbp.planner.plan import Group, Memories, Stage
+from fastbp_ext.gate import Columns, Combine
+from fastbp_ext.tensor import abstract_tensor
+
+PARTIAL = ("blocks", "columns")    # the first step of a reduction: it reads the group's elements, and writes others
 
 _SMALL = 4 * TILE     # elements: such values lie in the L1 cache as they are
 _ROWS = 48            # of a strip: as fast as the whole product, and its result stays in the caches
 _STRIPS = 4           # at least
+_QUARTER, _LANES = 256, 16    # a sum over rows adds up so many, in so many sums (fastbp_ext/kernels/reduce.pxi)
+_WHOLE = 768          # rows: whole strips and whole quarters
 _LARGE = 1 << 16      # elements: smaller results stay in the L2 cache whole
 _SHARED = 1 << 19     # bytes of the matrix that each strip reads, so that it stays there too
 
 
 def fuse(plan):
-    """Groups of stages; what is made and read within one takes the memory of a tile."""
+    """Groups of stages; what is made and read within one takes the memory of a tile.
+
+    A sum over the rows of what strips make, a bias's gradient, comes in two steps: sums of a few
+    rows, strip by strip, and behind the group their sum.
+    """
     memory = Memories(plan)
-    group, groups, views = None, [], []
+    group, groups, views, stages, second = None, [], [], [], []
     for stage in plan.stages:
+        if group is not None and any(id(t) in {id(s.outputs[0]) for s in second} for t in stage.inputs):
+            group = None
+        if group is None:
+            stages += second
+            second = []
         if stage.form == "view":    # no instruction: it may stand between two stages of a group
             views.append(stage)
+            stages.append(stage)
             continue
-        if group is None or not _joins(memory, group, stage):
+        if group is not None and _is_sum_of_rows(group, stage):
+            second.append(stage)
+            stage = _first_step(stage)
+            group.grain = _WHOLE
+        elif group is None or not _joins(memory, group, stage):
             group, views = _begun_by(memory, stage), []
-            if group is None:
-                continue
-            groups.append(group)
-        group.stages += [*views, stage]
-        views = []
-        if stage.form != "blocks":
-            group.written.update(memory.of(t) for t in stage.writes)
-        group.elsewhere.update(memory.of(t) for t in stage.inputs
-                               if stage.form == "product" or not _is_whole(group, t))
+            stages += second
+            second = []
+            if group is not None:
+                groups.append(group)
+        stages.append(stage)
+        if group is not None:
+            group.stages += [*views, stage]
+            views = []
+            if stage.form not in PARTIAL:
+                group.written.update(memory.of(t) for t in stage.writes)
+            group.elsewhere.update(memory.of(t) for t in stage.inputs
+                                   if stage.form == "product" or not _is_whole(group, t))
+    plan.stages = stages + second
     for group in groups:
         if len(group.stages) > 1:
             for stage in group.stages:
@@ -43,14 +67,20 @@ def fuse(plan):
 def _begun_by(memory, stage):
     """The group that a stage begins, or None."""
     if stage.form == "product":
-        y, w = stage.outputs[0], stage.inputs[1]
-        if (y.ndim == 2 and y.size > _LARGE and y.shape[0] >= _STRIPS * _ROWS
-                and w.size * w.dtype.itemsize <= _SHARED):
+        if heads_strips(stage):
+            y = stage.outputs[0]
             return Group(y.size, _ROWS, _ROWS * y.shape[1], strips=True)
     elif stage.form == "elementwise" and stage.outputs[0].size > _SMALL:
         group = Group(stage.outputs[0].size, TILE, TILE, strips=False)
         return group if _joins(memory, group, stage) else None
     return None
+
+
+def heads_strips(product):
+    """Whether a product runs in strips of rows, for those behind it."""
+    y, w = product.outputs[0], product.inputs[1]
+    return (y.ndim == 2 and y.size > _LARGE and y.shape[0] >= _STRIPS * _ROWS
+            and w.size * w.dtype.itemsize <= _SHARED)
 
 
 def _is_whole(group, t):
@@ -70,6 +100,20 @@ def _joins(memory, group, stage):
                 and walks_in_order(group, stage))
     return (stage.form == "elementwise" and _is_whole(group, stage.outputs[0]) and not writes & group.elsewhere
             and all(_is_whole(group, t) or memory.of(t) not in group.written | writes for t in stage.inputs))
+
+
+def _is_sum_of_rows(group, stage):
+    return (group.strips and stage.form == "reduce" and stage.what.kernel == "sum" and _is_whole(group, stage.inputs[0])
+            and stage.inputs[0].ndim == 2 and tuple(stage.params["axes"]) == (0,) and stage.outputs[0].size > 1)
+
+
+def _first_step(stage):
+    """The first step of a sum over rows, made a stage; the stage becomes the second."""
+    x, rows = stage.inputs[0], stage.inputs[0].shape[0]
+    lanes = abstract_tensor((-(-rows // _QUARTER), _LANES, x.shape[1]), x.dtype)
+    first = Stage.made(Columns(stage.what), (lanes,), (x,), stage.undoes)
+    stage.what, stage.inputs = Combine(stage.what, rows if stage.what.averages else 1.0), (lanes,)
+    return first
 
 
 def walks_in_order(group, update):

@@ -1,6 +1,6 @@
 """The check of a plan after every pass, and after it is laid out."""
 from fastbp.planner.arena import bytes_of, lives
-from fastbp.planner.fuse import walks_in_order
+from fastbp.planner.fuse import PARTIAL, walks_in_order
 from fastbp.planner.plan import Memories
 
 
@@ -40,7 +40,7 @@ def verify(plan):
 
 def _verify_group(memory, group):
     """Memory that a group writes is read and written by its stages in the group's order, by a product only written."""
-    written = {memory.of(y) for s in group.stages if s.form != "blocks" for y in s.writes}
+    written = {memory.of(y) for s in group.stages if s.form not in PARTIAL for y in s.writes}
     for stage in group.stages:
         for t in (*stage.writes, *stage.reads):
             whole = t.size == group.size and memory.of(t) not in memory.partly and (

@@ -267,8 +267,9 @@ cdef inline void multiply(const product* p) noexcept nogil:
         widest = 2
     if transposed:
         widest = min(widest, 3)
-    # A copy of B pays where its rows do not stay in L2 and many tiles read them.
-    packed = transposed or p.m >= FB_PACK_ROWS and p.k * max(p.b_k, -p.b_k) > FB_FAR
+    # A copy of B pays where many tiles read its rows and they do not stay in L2, or, a multiple
+    # of 4 KB apart, in the few lines of L1 that they share.
+    packed = transposed or p.m >= FB_PACK_ROWS and (p.k * max(p.b_k, -p.b_k) > FB_FAR or p.b_k & 4095 == 0)
     if p.m > 2 * FB_ROWS_2 and not p.turned:
         # Columns of A that lie 2 KB or 4 KB apart share a few lines of the cache, and a
         # low tile does not use up a line before it is gone.

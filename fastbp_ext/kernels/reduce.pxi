@@ -256,8 +256,9 @@ cdef inline void reduce_columns(const fb_instruction* i, Py_ssize_t start, Py_ss
     cdef real level[SUM_LEVELS][SUM_LANES]
     cdef vec total
     cdef Py_ssize_t n = size_of(i, i.kept, i.ndim)
+    cdef Py_ssize_t quarter = SUM_LANES if i.c[1] else SUM_QUARTER, block = 4 * quarter
     cdef Py_ssize_t last = i.shape[i.kept - 1]
-    cdef Py_ssize_t m = start, width, j, k, blocks, in_block, rows
+    cdef Py_ssize_t m = start, width, j, k, blocks, in_block, rows, r
     cdef int top, d, q, l, quarters
     cdef Py_ssize_t at[12]
     cdef const char* x
@@ -271,11 +272,15 @@ cdef inline void reduce_columns(const fb_instruction* i, Py_ssize_t start, Py_ss
         blocks = top = 0
         j = 0
         while j < n:
-            in_block = n - j if n - j < SUM_BLOCK else SUM_BLOCK
-            quarters = (in_block + SUM_QUARTER - 1) // SUM_QUARTER
+            in_block = min(n - j, block)
+            quarters = (in_block + quarter - 1) // quarter
             for q in range(quarters):
-                rows = min(in_block - q * SUM_QUARTER, <Py_ssize_t> SUM_QUARTER)
-                if i.ndim == i.kept + 1:
+                rows = min(in_block - q * quarter, quarter)
+                if i.c[1]:    # x holds the lanes that sum_columns made
+                    for r in range(SUM_LANES):
+                        lane[q][r] = load(<const real*> (x + r * i.stride[1][i.kept]), width)
+                    x += SUM_LANES * i.stride[1][i.kept]
+                elif i.ndim == i.kept + 1:
                     how.columns(x, i.stride[1][i.kept], rows, width, lane[q])
                     x += rows * i.stride[1][i.kept]
                 else:
@@ -408,6 +413,28 @@ cdef inline void combine(const fb_instruction* i, Py_ssize_t start, Py_ssize_t s
     (<real*> i.p[0])[0] = fold_level(level, top, how.f) / <real> i.c[0]
 
 
+cdef inline void sum_columns(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
+    """y[q, l] = the sum of the rows of x that are lane l of quarter q, of rows start .. stop.
+
+    The rows of a quarter come in their order, in one call or several.
+    """
+    cdef Py_ssize_t n = i.shape[1], r, j
+    cdef const real* x = <const real*> i.p[1] + (0 if i.tile[1] else start * n)
+    cdef real* y
+    for r in range(start, stop):
+        y = <real*> i.p[0] + r // SUM_QUARTER * SUM_LANES * n
+        if r % SUM_QUARTER == 0:
+            for j in range(SUM_LANES * n):
+                y[j] = 0
+        fold_into(y + r % SUM_LANES * n, x, n, fold_sum)
+        x += n
+
+
+cdef inline void sum_of_lanes(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
+    cdef folding how = sums()
+    outlined_reduction(reduce_columns)(i, start, stop, &how)
+
+
 cdef inline void sum_blocks(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
     cdef folding how = sums()
     outlined_reduction(blocks)(i, start, stop, &how)
@@ -503,6 +530,7 @@ cdef inline dict reduce_kernels():
     return {
         "sum": <size_t> &reduce_sum, "prod": <size_t> &reduce_prod, "max": <size_t> &reduce_max,
         "min": <size_t> &reduce_min, "argmax": <size_t> &argmax, "argmin": <size_t> &argmin,
+        "sum_columns": <size_t> &sum_columns, "sum_of_lanes": <size_t> &sum_of_lanes,
         "sum_blocks": <size_t> &sum_blocks, "prod_blocks": <size_t> &prod_blocks,
         "max_blocks": <size_t> &max_blocks, "min_blocks": <size_t> &min_blocks,
         "sum_combine": <size_t> &sum_combine, "prod_combine": <size_t> &prod_combine,
