@@ -27,8 +27,10 @@ if DEBUG:
     FLAGS, LINK_FLAGS = [*FLAGS, "-g", "-DFASTBP_DEBUG=1"], []
 
 # A kernel is a loop that is handed its gate or fold as a function: only inlined is it one loop of
-# vector instructions, and compilers stop at some size of their own.
-KERNEL_FLAGS = ["-DCYTHON_INLINE=inline __attribute__((always_inline))"]
+# vector instructions, and compilers stop at some size of their own. Where it takes several vectors
+# side by side, the steps of each are wanted between those of the others: a processor looks ahead
+# less far than such a function is long.
+KERNEL_FLAGS = ["-DCYTHON_INLINE=inline __attribute__((always_inline))", "-fschedule-insns", "-fsched-pressure"]
 
 INSTRUCTION_SETS = {"baseline": []}
 if platform.machine() in ("x86_64", "AMD64"):

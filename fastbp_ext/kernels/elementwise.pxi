@@ -23,6 +23,31 @@ cdef inline void unary(char** p, Py_ssize_t n, const double* c, unary_gate f) no
         store_rest(y + i, f(load_rest(x + i, n - i), c), n - i)
 
 
+cdef inline void unary_long(char** p, Py_ssize_t n, const double* c, unary_gate f) noexcept nogil:
+    """`unary` for a gate of many steps, each of which waits for the last: some vectors side by side."""
+    cdef real* y = <real*> p[0]
+    cdef real* x = <real*> p[1]
+    cdef vec v0, v1, v2, v3
+    cdef char* rest[2]
+    while n >= ABREAST * LANES:
+        v0 = f(load_all(x), c)
+        v1 = f(load_all(x + LANES), c)
+        if ABREAST > 2:
+            v2 = f(load_all(x + 2 * LANES), c)
+            v3 = f(load_all(x + 3 * LANES), c)
+        store_all(y, v0)
+        store_all(y + LANES, v1)
+        if ABREAST > 2:
+            store_all(y + 2 * LANES, v2)
+            store_all(y + 3 * LANES, v3)
+        x += ABREAST * LANES
+        y += ABREAST * LANES
+        n -= ABREAST * LANES
+    rest[0] = <char*> y
+    rest[1] = <char*> x
+    unary(rest, n, c, f)
+
+
 cdef inline void binary(char** p, Py_ssize_t n, const double* c, binary_gate f) noexcept nogil:
     cdef real* z = <real*> p[0]
     cdef real* x = <real*> p[1]
@@ -77,10 +102,10 @@ cdef inline void square_root(char** p, Py_ssize_t n, const double* c) noexcept n
 cdef inline void square(char** p, Py_ssize_t n, const double* c) noexcept nogil: unary(p, n, c, v_square)
 cdef inline void reciprocal(char** p, Py_ssize_t n, const double* c) noexcept nogil: unary(p, n, c, v_reciprocal)
 cdef inline void sign(char** p, Py_ssize_t n, const double* c) noexcept nogil: unary(p, n, c, v_sign)
-cdef inline void exponential(char** p, Py_ssize_t n, const double* c) noexcept nogil: unary(p, n, c, v_exp)
-cdef inline void exponential_m1(char** p, Py_ssize_t n, const double* c) noexcept nogil: unary(p, n, c, v_expm1)
-cdef inline void logarithm(char** p, Py_ssize_t n, const double* c) noexcept nogil: unary(p, n, c, v_log)
-cdef inline void logarithm_1p(char** p, Py_ssize_t n, const double* c) noexcept nogil: unary(p, n, c, v_log1p)
+cdef inline void exponential(char** p, Py_ssize_t n, const double* c) noexcept nogil: unary_long(p, n, c, v_exp)
+cdef inline void exponential_m1(char** p, Py_ssize_t n, const double* c) noexcept nogil: unary_long(p, n, c, v_expm1)
+cdef inline void logarithm(char** p, Py_ssize_t n, const double* c) noexcept nogil: unary_long(p, n, c, v_log)
+cdef inline void logarithm_1p(char** p, Py_ssize_t n, const double* c) noexcept nogil: unary_long(p, n, c, v_log1p)
 cdef inline void error_function(char** p, Py_ssize_t n, const double* c) noexcept nogil: unary(p, n, c, v_erf)
 cdef inline void add(char** p, Py_ssize_t n, const double* c) noexcept nogil: binary(p, n, c, v_add)
 cdef inline void sub(char** p, Py_ssize_t n, const double* c) noexcept nogil: binary(p, n, c, v_sub)
@@ -163,15 +188,15 @@ cdef inline vec v_tanh_grad(vec dy, vec y, const double* c) noexcept nogil:
     # 1 - y^2, without the cancellation near |y| = 1
     return dy * ((splat(1) - y) * (splat(1) + y))
 
-cdef inline void sigmoid_(char** p, Py_ssize_t n, const double* c) noexcept nogil: unary(p, n, c, v_sigmoid)
-cdef inline void tanh_(char** p, Py_ssize_t n, const double* c) noexcept nogil: unary(p, n, c, v_tanh)
-cdef inline void softplus_(char** p, Py_ssize_t n, const double* c) noexcept nogil: unary(p, n, c, v_softplus)
-cdef inline void silu_(char** p, Py_ssize_t n, const double* c) noexcept nogil: unary(p, n, c, v_silu)
-cdef inline void gelu_(char** p, Py_ssize_t n, const double* c) noexcept nogil: unary(p, n, c, v_gelu)
-cdef inline void gelu_tanh_(char** p, Py_ssize_t n, const double* c) noexcept nogil: unary(p, n, c, v_gelu_tanh)
+cdef inline void sigmoid_(char** p, Py_ssize_t n, const double* c) noexcept nogil: unary_long(p, n, c, v_sigmoid)
+cdef inline void tanh_(char** p, Py_ssize_t n, const double* c) noexcept nogil: unary_long(p, n, c, v_tanh)
+cdef inline void softplus_(char** p, Py_ssize_t n, const double* c) noexcept nogil: unary_long(p, n, c, v_softplus)
+cdef inline void silu_(char** p, Py_ssize_t n, const double* c) noexcept nogil: unary_long(p, n, c, v_silu)
+cdef inline void gelu_(char** p, Py_ssize_t n, const double* c) noexcept nogil: unary_long(p, n, c, v_gelu)
+cdef inline void gelu_tanh_(char** p, Py_ssize_t n, const double* c) noexcept nogil: unary_long(p, n, c, v_gelu_tanh)
 cdef inline void relu(char** p, Py_ssize_t n, const double* c) noexcept nogil: unary(p, n, c, v_relu)
 cdef inline void leaky_relu(char** p, Py_ssize_t n, const double* c) noexcept nogil: unary(p, n, c, v_leaky_relu)
-cdef inline void elu(char** p, Py_ssize_t n, const double* c) noexcept nogil: unary(p, n, c, v_elu)
+cdef inline void elu(char** p, Py_ssize_t n, const double* c) noexcept nogil: unary_long(p, n, c, v_elu)
 cdef inline void relu_grad(char** p, Py_ssize_t n, const double* c) noexcept nogil: binary(p, n, c, v_relu_grad)
 cdef inline void sigmoid_grad(char** p, Py_ssize_t n, const double* c) noexcept nogil: binary(p, n, c, v_sigmoid_grad)
 cdef inline void tanh_grad(char** p, Py_ssize_t n, const double* c) noexcept nogil: binary(p, n, c, v_tanh_grad)

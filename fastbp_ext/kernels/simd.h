@@ -24,6 +24,12 @@
 #define FB_VECTOR_BYTES 16
 #endif
 enum { LANES_f32 = FB_VECTOR_BYTES / 4, LANES_f64 = FB_VECTOR_BYTES / 8 };
+/* So many vectors go through a long function side by side: while one waits, others go on. */
+#if defined(__AVX2__) || defined(__aarch64__)
+enum { FB_ABREAST = 4 };
+#else
+enum { FB_ABREAST = 2 };
+#endif
 
 #if defined(__clang__)
 #define FB_UNROLL _Pragma("clang loop unroll(full)")

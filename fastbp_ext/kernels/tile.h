@@ -9,6 +9,13 @@
 
 #include "simd.h"
 
+/* Steps stay in the order in which they stand here, which the registers just allow; elsewhere
+   the compiler moves them (setup.py). */
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC push_options
+#pragma GCC optimize("no-schedule-insns")
+#endif
+
 /* Strides are in bytes. `last` is how many columns the last vector has; `rows` is
    read by the tiles that do not have their height from their name. */
 typedef struct {
@@ -384,4 +391,7 @@ FB_COLUMNS(f64, double)
     FB_PICK_POINTER(transpose, to)(to, to_row, from, from_row, rows, columns, width)
 #define v_column_of(type) FB_PICK_POINTER(column_of, type)(type)
 
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC pop_options
+#endif
 #endif

@@ -1,5 +1,7 @@
 # Words for vectors: the generic names of simd.h and vmath.h, for real and vec.
 cdef extern from "simd.h" nogil:
+    enum:
+        ABREAST "FB_ABREAST"
     void prefetch "__builtin_prefetch"(const void* p)
     vec load "v_load"(const real* p, Py_ssize_t m)
     vec load_all "v_load_all"(const real* p)
