@@ -25,6 +25,22 @@ copies[2] = <void*> <size_t> TABLE["int64"]["copy2"]
 copies[4] = <void*> <size_t> TABLE["int64"]["copy4"]
 copies[8] = <void*> <size_t> TABLE["int64"]["copy8"]
 
+cdef struct SpreadForm:
+    # The form of a kernel for which operand 1, or operand 2, is one value for all elements.
+    fb_inner kernel
+    int operand
+    fb_inner form
+
+cdef SpreadForm spread_forms[64]
+cdef int spread_count = 0
+for kernels in TABLE.values():
+    for name in kernels:
+        if name[-2:] in (".1", ".2"):
+            spread_forms[spread_count].kernel = <fb_inner> <size_t> kernels[name[:-2]]
+            spread_forms[spread_count].operand = int(name[-1])
+            spread_forms[spread_count].form = <fb_inner> <size_t> kernels[name]
+            spread_count += 1
+
 
 cdef void set_operand(fb_instruction* i, int k, Tensor x) noexcept:
     i.plain = 0
@@ -94,6 +110,21 @@ cdef bint repeats(fb_instruction* i) noexcept:
     return True
 
 
+cdef void take_spread_form(fb_instruction* i) noexcept:
+    """All is contiguous but for one input, a single value: a kernel that has a form for that reads it in place."""
+    cdef int k = 1 if i.stride[1][0] == 0 else 2, n
+    if not (i.itemsize[k] and i.stride[k][0] == 0 and i.stride[0][0] == i.itemsize[0]
+            and i.stride[3 - k][0] == i.itemsize[3 - k]):
+        return
+    for n in range(spread_count):
+        if spread_forms[n].kernel == i.inner and spread_forms[n].operand == k:
+            i.inner = spread_forms[n].form
+            i.itemsize[k] = 0    # handed over as it is
+            i.run = direct
+            i.plain = 1
+            return
+
+
 cdef int lower_elementwise(Executor to, void* kernel, int outputs, int pointers, int n, void** operands,
                            const double* c) except -1:
     """kernel(outputs..., inputs...) for every element, inputs broadcast to the first output.
@@ -146,6 +177,8 @@ cdef int lower_elementwise(Executor to, void* kernel, int outputs, int pointers,
         for k in range(n):
             if i.itemsize[k] and i.ndim and i.stride[k][i.ndim - 1] != i.itemsize[k]:
                 i.run = strided
+        if i.run == strided and i.ndim == 1 and n == 3 and outputs == 1:
+            take_spread_form(&i)
         if i.run == by_rows and i.shape[0] > SHORT_ROW and i.shape[1] < (REPEATED_ROW if repeats(&i) else SHORT_ROW):
             i.run = strided
     return to.put(&i, operands)

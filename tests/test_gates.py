@@ -185,6 +185,27 @@ BROADCASTS = {1: [[()], [(0,)], [(2, 0, 3)], [(1,)], [(2, 1, 3, 1)]],
               2: [[(), (2, 3)], [(5,), (3, 5)], [(4, 1), (1, 3)], [(2, 1, 3), (4, 1)], [(0, 3), (1, 3)], [(), ()]]}
 
 
+SPREAD = {"add": fb.add, "sub": fb.sub, "mul": fb.mul, "div": fb.div,
+          **{name: INTERNAL[name] for name in ("relu_grad", "sigmoid_grad", "tanh_grad")}}
+
+
+@pytest.mark.parametrize("name", SPREAD)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_one_value_for_all_elements_gives_the_bits_of_many(name, dtype):
+    """Gates with a kernel of their own for that; as the first operand and as the second, alone and in a chain."""
+    f, rng = SPREAD[name], stream(name)
+    for n in (1, 2, 15, 16, 17, 67, 5000):
+        x, one = rng.standard_normal(n).astype(dtype), rng.standard_normal(1).astype(dtype)
+        x[n // 2] = np.nan
+        for value in (one, one * 0, one * np.inf):
+            many = np.broadcast_to(value, n).copy()
+            for a, b, whole in ((value, x, f(*tensors((many, x)))), (x, value, f(*tensors((x, many))))):
+                np.testing.assert_array_equal(f(*tensors((a, b))).numpy(), whole.numpy(), str((n, value)))
+                chain = fb.staged(lambda a, b: -f(a, b) * 2)
+                for _ in range(2):
+                    np.testing.assert_array_equal(chain(*tensors((a, b))).numpy(), -2 * whole.numpy())
+
+
 @each_elementwise
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_broadcasting(name, k, dtype):

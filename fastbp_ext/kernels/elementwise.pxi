@@ -60,6 +60,23 @@ cdef inline void binary(char** p, Py_ssize_t n, const double* c, binary_gate f) 
         store_rest(z + i, f(load_rest(x + i, n - i), load_rest(y + i, n - i), c), n - i)
 
 
+cdef inline void spread(char** p, Py_ssize_t n, const double* c, binary_gate f, int which) noexcept nogil:
+    """`binary` where operand `which`, 1 or 2, is one value for all elements: it stays in a register."""
+    cdef real* z = <real*> p[0]
+    cdef real* x = <real*> p[3 - which]
+    cdef vec a = splat((<real*> p[which])[0]), b
+    while n > 0:
+        b = load_all(x) if n >= LANES else load_rest(x, n)
+        b = f(a, b, c) if which == 1 else f(b, a, c)
+        if n >= LANES:
+            store_all(z, b)
+        else:
+            store_rest(z, b, n)
+        x += LANES
+        z += LANES
+        n -= LANES
+
+
 cdef inline void compare(char** p, Py_ssize_t n, comparison f) noexcept nogil:
     cdef unsigned char* z = <unsigned char*> p[0]
     cdef real* x = <real*> p[1]
@@ -202,6 +219,22 @@ cdef inline void sigmoid_grad(char** p, Py_ssize_t n, const double* c) noexcept 
 cdef inline void tanh_grad(char** p, Py_ssize_t n, const double* c) noexcept nogil: binary(p, n, c, v_tanh_grad)
 
 
+# --- where operand 1, or operand 2, is a single value: `lower_elementwise` finds these by their names
+
+cdef inline void add_1(char** p, Py_ssize_t n, const double* c) noexcept nogil: spread(p, n, c, v_add, 1)
+cdef inline void add_2(char** p, Py_ssize_t n, const double* c) noexcept nogil: spread(p, n, c, v_add, 2)
+cdef inline void sub_1(char** p, Py_ssize_t n, const double* c) noexcept nogil: spread(p, n, c, v_sub, 1)
+cdef inline void sub_2(char** p, Py_ssize_t n, const double* c) noexcept nogil: spread(p, n, c, v_sub, 2)
+cdef inline void mul_1(char** p, Py_ssize_t n, const double* c) noexcept nogil: spread(p, n, c, v_mul, 1)
+cdef inline void mul_2(char** p, Py_ssize_t n, const double* c) noexcept nogil: spread(p, n, c, v_mul, 2)
+cdef inline void div_1(char** p, Py_ssize_t n, const double* c) noexcept nogil: spread(p, n, c, v_div, 1)
+cdef inline void div_2(char** p, Py_ssize_t n, const double* c) noexcept nogil: spread(p, n, c, v_div, 2)
+cdef inline void relu_grad_1(char** p, Py_ssize_t n, const double* c) noexcept nogil: spread(p, n, c, v_relu_grad, 1)
+cdef inline void sigmoid_grad_1(char** p, Py_ssize_t n, const double* c) noexcept nogil:
+    spread(p, n, c, v_sigmoid_grad, 1)
+cdef inline void tanh_grad_1(char** p, Py_ssize_t n, const double* c) noexcept nogil: spread(p, n, c, v_tanh_grad, 1)
+
+
 cdef inline dict elementwise_kernels():
     return {
         "neg": <size_t> &neg, "abs": <size_t> &absolute, "sqrt": <size_t> &square_root,
@@ -219,4 +252,8 @@ cdef inline dict elementwise_kernels():
         "relu": <size_t> &relu, "leaky_relu": <size_t> &leaky_relu, "elu": <size_t> &elu,
         "relu_grad": <size_t> &relu_grad, "sigmoid_grad": <size_t> &sigmoid_grad,
         "tanh_grad": <size_t> &tanh_grad,
+        "add.1": <size_t> &add_1, "add.2": <size_t> &add_2, "sub.1": <size_t> &sub_1, "sub.2": <size_t> &sub_2,
+        "mul.1": <size_t> &mul_1, "mul.2": <size_t> &mul_2, "div.1": <size_t> &div_1, "div.2": <size_t> &div_2,
+        "relu_grad.1": <size_t> &relu_grad_1,
+        "sigmoid_grad.1": <size_t> &sigmoid_grad_1, "tanh_grad.1": <size_t> &tanh_grad_1,
     }
