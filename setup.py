@@ -25,6 +25,7 @@ FLAGS = ["-O3", "-g0", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-ma
 LINK_FLAGS = ["-Wl,-s"] if platform.system() == "Linux" else []
 if DEBUG:
     FLAGS, LINK_FLAGS = [*FLAGS, "-g", "-DFASTBP_DEBUG=1"], []
+FLAGS += os.environ.get("FASTBP_CFLAGS", "").split()    # the last word: .ci/sanitize
 
 # A kernel is a loop that is handed its gate or fold as a function: only inlined is it one loop of
 # vector instructions, and compilers stop at some size of their own. Where it takes several vectors
@@ -62,7 +63,7 @@ def extension(name: str, *flags: str) -> Extension:
 
 setup(
     ext_modules=[
-        *(extension(name) for name in ("tensor", "cpu", "program", "lower", "gate")),
+        *(extension(name) for name in ("tensor", "cpu", "pool", "program", "lower", "gate")),
         extension("replay", "-O2"),    # calls and branches: faster for being smaller
         *(extension(f"kernels.{isa}", *KERNEL_FLAGS, *flags) for isa, flags in INSTRUCTION_SETS.items()),
     ],

@@ -7,6 +7,7 @@ import pytest
 import fastbp as fb
 import fastbp_ext.cpu
 import fastbp_ext.gate
+import fastbp_ext.pool
 import fastbp_ext.program
 import fastbp_ext.replay
 import fastbp_ext.tensor
@@ -30,7 +31,7 @@ def names(path):
 
 
 @pytest.mark.parametrize("module", [fb, fastbp_ext.tensor, fastbp_ext.gate, fastbp_ext.program,
-                                    fastbp_ext.replay, fastbp_ext.cpu])
+                                    fastbp_ext.replay, fastbp_ext.cpu, fastbp_ext.pool])
 def test_a_stub_names_what_its_module_has(module):
     path = Path(module.__file__)
     stub = path.parent / (path.name.split(".")[0] + ".pyi")
