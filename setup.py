@@ -63,7 +63,7 @@ def extension(name: str, *flags: str) -> Extension:
 
 setup(
     ext_modules=[
-        *(extension(name) for name in ("tensor", "cpu", "pool", "program", "lower", "gate")),
+        *(extension(name) for name in ("tensor", "cpu", "pool", "schedule", "program", "lower", "gate")),
         extension("replay", "-O2"),    # calls and branches: faster for being smaller
         *(extension(f"kernels.{isa}", *KERNEL_FLAGS, *flags) for isa, flags in INSTRUCTION_SETS.items()),
     ],

@@ -32,6 +32,7 @@ cdef extern from "abi.h" nogil:
         int32_t outputs
         int32_t ndim
         int32_t kept
+        int32_t walked
         uint8_t itemsize[10]
         uint8_t tile[10]
         Py_ssize_t shape[12]

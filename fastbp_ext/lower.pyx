@@ -12,6 +12,7 @@ from fastbp_ext.cpu import TABLE
 
 cdef enum:
     SHORT_ROW = 16    # many rows of fewer elements are better gathered than taken one by one,
+    MANY_ROWS = 16
     COLUMN_ROWS = 256    # SUM_QUARTER of kernels/reduce.pxi: lanes of so many rows are one thread's
     REPEATED_ROW = 256    # and of fewer than these where one row is read again and again
 
@@ -156,6 +157,8 @@ cdef int lower_elementwise(Executor to, void* kernel, int outputs, int pointers,
     i.ndim = 1
     i.shape[0] = y.count
     i.plain = plain
+    if y.rank > 1 and y.dims[0] >= MANY_ROWS:
+        i.grain = y.count // y.dims[0]    # shares of whole rows, as those of products
     if plain:
         for k in range(n):
             i.stride[k][0] = i.itemsize[k]
@@ -172,6 +175,8 @@ cdef int lower_elementwise(Executor to, void* kernel, int outputs, int pointers,
                     i.stride[k][d] = 0
         if not y.contiguous:
             sort_by_output(&i)
+            if y.rank > 1 and i.shape[0] >= MANY_ROWS:
+                i.grain = y.count // i.shape[0]
         i.ndim = join(&i, 0, i.ndim)
         i.run = direct if i.ndim <= 1 else by_rows if i.ndim == 2 else strided
         for k in range(n):
@@ -181,6 +186,7 @@ cdef int lower_elementwise(Executor to, void* kernel, int outputs, int pointers,
             take_spread_form(&i)
         if i.run == by_rows and i.shape[0] > SHORT_ROW and i.shape[1] < (REPEATED_ROW if repeats(&i) else SHORT_ROW):
             i.run = strided
+    i.walked = i.ndim
     return to.put(&i, operands)
 
 
@@ -236,6 +242,7 @@ cdef int lower_reduce(Executor to, void* kernel, Tensor y, Tensor x, object axes
             if average:
                 i.c[0] *= x.dims[d]
     i.ndim = i.kept + join(&i, i.kept, at)
+    i.walked = i.kept
     return to.put(&i, operands)
 
 
@@ -247,7 +254,7 @@ cdef int lower_fold(Executor to, void* kernel, Tensor y, Tensor x, bint blocks, 
     operands[1] = <void*> x
     i.operands = 2
     i.outputs = 1
-    i.kept = 0
+    i.kept = i.walked = 0
     i.ndim = 1
     i.run = <fb_run> kernel
     i.work = i.shape[0] = x.count
@@ -277,7 +284,7 @@ cdef int lower_columns(Executor to, void* kernel, Tensor y, Tensor x, double cou
     i.c[1] = 1
     set_operand(&i, 0, y)
     set_operand(&i, 1, x)
-    i.kept = row
+    i.kept = i.walked = row
     i.work = x.count
     i.shape[row] = x.count // n
     i.shape[1 - row] = n
@@ -311,6 +318,7 @@ cdef int lower_product(Executor to, void* kernel, Tensor y, Tensor x, Tensor w) 
     broadcast_strides(i.stride[2], w, batch, 2)
     d = join(&i, 0, batch)
     i.ndim = d + 3
+    i.walked = d + 1
     i.shape[d] = y.dims[batch]
     i.shape[d + 1] = y.dims[batch + 1]
     i.shape[d + 2] = x.dims[x.rank - 1]
@@ -325,7 +333,7 @@ cdef int lower_product(Executor to, void* kernel, Tensor y, Tensor x, Tensor w) 
     i.stride[2][d + 2] = w.steps[w.rank - 2]
     i.units = y.count // y.dims[batch + 1] if y.dims[batch + 1] else 0
     i.work = y.count * i.shape[d + 2]
-    i.grain = 32    # rows: no tile of a few
+    i.grain = 1
     return to.put(&i, operands)
 
 
@@ -358,6 +366,7 @@ cdef int lower_rows(Executor to, void* kernel, int outputs, int n, void** operan
     i.operands = n
     i.outputs = outputs
     i.kept = 0
+    i.walked = 1
     i.ndim = 2
     i.run = <fb_run> kernel
     i.shape[0] = rows
@@ -385,7 +394,7 @@ cdef int index_space(fb_instruction* i, Tensor rows, Tensor block, int moved, tu
     cdef Py_ssize_t step = item_size(rows.kind)
     i.operands = 2 + count
     i.outputs = 1
-    i.kept = 0
+    i.kept = i.walked = 0
     i.shape[0] = index.count
     set_operand(i, moved, block)
     set_operand(i, 1 - moved, rows)
@@ -458,7 +467,7 @@ cdef int lower_state(Executor to, void* kernel, tuple states) except -1:
         i.stride[k][0] = i.itemsize[k]
         k += 1
     i.operands = i.outputs = k
-    i.kept = 0
+    i.kept = i.walked = 0
     i.ndim = 1
     i.shape[0] = (<Tensor> states[0]).count
     i.run = <fb_run> kernel

@@ -1,4 +1,5 @@
 from fastbp_ext.abi cimport fb_instruction
+from fastbp_ext.schedule cimport Reach, Schedule
 from fastbp_ext.tensor cimport Tensor
 
 
@@ -16,6 +17,10 @@ cdef class Program(Executor):
     cdef fb_instruction* code
     cdef Py_ssize_t count
     cdef Py_ssize_t room
+    cdef Reach* reach            # of each operand of each instruction
+    cdef double* seconds         # that each instruction takes, the least of so many runs:
+    cdef int trials
+    cdef Schedule* schedule      # for the threads of the last run, or NULL
     cdef Patch* patches          # those of one slot lie together
     cdef Py_ssize_t* first       # for each slot the first of its patches
     cdef char** addresses        # for each slot where its memory lies now
@@ -30,10 +35,13 @@ cdef class Program(Executor):
     cdef Py_ssize_t group_grain
     cdef void place(self, int slot, char* address) noexcept nogil
     cdef void execute(self, Py_ssize_t start, Py_ssize_t stop) noexcept nogil
-    cdef void run_tiles(self, Py_ssize_t k, Py_ssize_t start, Py_ssize_t stop, double* spent) noexcept nogil
     cdef list measure(self, double seconds)
     cdef int run_timed(self, double* spent) except -1
     cdef void execute_timed(self, Py_ssize_t start, Py_ssize_t stop, double* spent) noexcept nogil
+    cdef void run(self, Py_ssize_t start, Py_ssize_t stop, bint flushing) noexcept nogil
+    cdef bint run_together(self, Py_ssize_t start, Py_ssize_t stop, bint flushing) noexcept nogil
+    cdef void try_out(self, Py_ssize_t start, Py_ssize_t stop) noexcept nogil
+    cdef bint divide(self, int threads, bint always) noexcept nogil
     cdef void run_short(self) noexcept nogil
     cdef int run_once(self) except -1
     cdef slot(self, Tensor root)

@@ -3,8 +3,10 @@ from cpython.exc cimport PyErr_CheckSignals
 from libc.stdlib cimport calloc, free, realloc
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
-from fastbp_ext.abi cimport fb_flush_begin, fb_flush_end, fb_instruction
-from fastbp_ext.tensor cimport NOWHERE, Memory, Tensor, guards_whole, memory_of, seen_at
+from fastbp_ext.abi cimport FB_OPERANDS, fb_flush_begin, fb_flush_end, fb_instruction
+from fastbp_ext.pool cimport pool_barrier, pool_run, pool_size
+from fastbp_ext.schedule cimport LINE, Item, Reach, Schedule, free_schedule, schedule_of
+from fastbp_ext.tensor cimport NOWHERE, Memory, Tensor, guards_whole, item_size, memory_of, seen_at
 
 import numpy as np
 
@@ -18,6 +20,8 @@ cdef enum:
     RELEASE_WORK = 1 << 15
     # About as much work is in a chunk of an instruction: some 10 us of a cheap one.
     CHUNK_WORK = 1 << 15
+    # So many runs by one thread, which are timed, show what is worth a share.
+    TRIALS = 3
 
 
 def set_flush_denormal(bint on):
@@ -119,6 +123,90 @@ cdef double now_seconds() noexcept nogil:
 cdef double look = 0    # the seconds that a look at the clock takes
 
 
+cdef void run_tiles(fb_instruction* first, Py_ssize_t start, Py_ssize_t stop, double* spent) noexcept nogil:
+    """Units start .. stop of the group that begins with this instruction, or of that instruction alone.
+
+    spent[j], unless it is NULL, becomes the seconds that number j of them took.
+    """
+    cdef Py_ssize_t j, count = max(first.group, 1), end
+    cdef Py_ssize_t span = first.span if first.group else stop - start
+    cdef fb_instruction* i
+    cdef double begin
+    if spent != NULL:
+        for j in range(count):
+            spent[j] = 0
+    while start < stop:
+        end = min(start + span, stop)
+        for j in range(count):
+            i = first + j
+            if spent == NULL:
+                i.run(i, start * i.pace, end * i.pace)
+            else:
+                begin = now_seconds()
+                i.run(i, start * i.pace, end * i.pace)
+                spent[j] += now_seconds() - begin - look
+        start = end
+
+
+# What the threads of a job run: a part of a program.
+cdef struct Job:
+    fb_instruction* code
+    Schedule* schedule
+    Py_ssize_t start
+    Py_ssize_t stop
+    bint flushing
+
+
+cdef void run_share(void* context, int rank, int threads) noexcept nogil:
+    """A thread walks the program, on its share of each instruction."""
+    cdef Job* job = <Job*> context
+    cdef Schedule* s = job.schedule
+    cdef Item* item = s.items
+    cdef Py_ssize_t* bounds = s.bounds + rank
+    cdef Item* end = s.items + s.count
+    cdef unsigned mode = fb_flush_begin(job.flushing)
+    while item < end and item.first < job.start:
+        item += 1
+        bounds += threads + 1
+    while item < end and item.first < job.stop:
+        if item.meets:
+            pool_barrier(rank)
+        if bounds[0] < bounds[1]:
+            s.ran[rank * LINE // <Py_ssize_t> sizeof(Py_ssize_t)] += 1
+            run_tiles(&job.code[item.first] if rank == 0 or item.copies < 0 else own_copy(s, job.code, item, rank),
+                      bounds[0], bounds[1], NULL)
+        item += 1
+        bounds += threads + 1
+    fb_flush_end(job.flushing, mode)
+
+
+cdef fb_instruction* own_copy(Schedule* s, const fb_instruction* code, const Item* item, int rank) noexcept nogil:
+    """A worker's instructions of a group; operands may have moved, but for those in its own memory."""
+    cdef fb_instruction* copies = &s.copies[(rank - 1) * s.copied + item.copies]
+    cdef const fb_instruction* i
+    cdef Py_ssize_t n
+    cdef int k
+    for n in range(item.count):
+        i = &code[item.first + n]
+        for k in range(i.operands):
+            if not i.tile[k]:
+                copies[n].p[k] = i.p[k]
+    return copies
+
+
+cdef Reach reach_of(Tensor x) noexcept:
+    """The memory that a tensor shows, in bytes from its first element on."""
+    cdef Reach reach
+    cdef int d
+    reach.low, reach.high = 0, item_size(x.kind)
+    for d in range(x.rank):
+        if x.steps[d] < 0:
+            reach.low += (x.dims[d] - 1) * x.steps[d]
+        else:
+            reach.high += (x.dims[d] - 1) * x.steps[d]
+    return reach
+
+
 cdef class Program(Executor):
     """Instructions to be replayed: data, run by one loop that knows no gate.
 
@@ -139,6 +227,9 @@ cdef class Program(Executor):
         free(self.patches)
         free(self.first)
         free(self.addresses)
+        free(self.reach)
+        free(self.seconds)
+        free_schedule(self.schedule)
 
     def __len__(self):
         return self.count + len(self.calls)
@@ -156,6 +247,10 @@ cdef class Program(Executor):
             if grown == NULL:
                 raise MemoryError("no memory for a program")
             self.code = <fb_instruction*> grown
+            grown = realloc(self.reach, (2 * self.room + 16) * FB_OPERANDS * sizeof(Reach))
+            if grown == NULL:
+                raise MemoryError("no memory for a program")
+            self.reach = <Reach*> grown
             self.room = 2 * self.room + 16
         self.code[self.count] = i[0]
         self.code[self.count].group = 0
@@ -163,6 +258,7 @@ cdef class Program(Executor):
         self.code[self.count].chunk = chunk_of(i, i.grain)
         for k in range(i.operands):
             root = (<Tensor> operands[k]).root()
+            self.reach[self.count * FB_OPERANDS + k] = reach_of(<Tensor> operands[k])
             self.code[self.count].tile[k] = self.tiled is not None and id(root) in self.tiled
             if root.abstract:
                 self.operands.append((self.slot(root), self.count, k, i.p[k] - <char*> <size_t> NOWHERE))
@@ -176,7 +272,7 @@ cdef class Program(Executor):
 
         They are elementwise and of one size; the first may make that size by a product in strips of
         rows. tiled: ids of the recorded tensors whose values live for a tile only, in the memory of
-        one; span: units of the first in a tile; grain: units that one thread runs, whole tiles.
+        one; span: units of the first in a tile; grain: those that one thread has to run, or 0: its own.
         """
         self.tiled = tiled
         self.group_start = self.count
@@ -191,7 +287,8 @@ cdef class Program(Executor):
         if self.count - self.group_start > 1:
             first.group = <int> (self.count - self.group_start)
             first.span = self.span
-            first.chunk = chunk_of(first, self.group_grain)
+            first.grain = self.group_grain or first.grain
+            first.chunk = chunk_of(first, max(first.grain, <Py_ssize_t> first.span))
             for k in range(self.group_start, self.count):
                 self.code[k].pace = <int> (self.code[k].units // first.units)
 
@@ -213,7 +310,8 @@ cdef class Program(Executor):
         self.patches = <Patch*> calloc(len(self.operands) + 1, sizeof(Patch))
         self.first = <Py_ssize_t*> calloc(slots + 1, sizeof(Py_ssize_t))
         self.addresses = <char**> calloc(slots + 1, sizeof(char*))
-        if self.patches == NULL or self.first == NULL or self.addresses == NULL:
+        self.seconds = <double*> calloc(self.count + 1, sizeof(double))
+        if self.patches == NULL or self.first == NULL or self.addresses == NULL or self.seconds == NULL:
             raise MemoryError("no memory for a program")
         for n, (slot, instruction, operand, offset) in enumerate(self.operands):
             self.patches[n].operand = &self.code[<Py_ssize_t> instruction].p[<int> operand]
@@ -243,7 +341,7 @@ cdef class Program(Executor):
         cdef fb_instruction* i = &self.code[start]
         while k < stop:
             if i.group:
-                self.run_tiles(k, 0, i.units, NULL)
+                run_tiles(i, 0, i.units, NULL)
                 k += i.group
                 i += i.group
                 continue
@@ -254,29 +352,86 @@ cdef class Program(Executor):
             k += 1
             i += 1
 
-    cdef void run_tiles(self, Py_ssize_t k, Py_ssize_t start, Py_ssize_t stop, double* spent) noexcept nogil:
-        """Units start .. stop of the group that begins at instruction k, or of that instruction alone.
+    # --- by several threads
 
-        spent[j], unless it is NULL, becomes the seconds that instruction j took.
+    cdef void run(self, Py_ssize_t start, Py_ssize_t stop, bint flushing) noexcept nogil:
+        """Instructions start .. stop of a long program, by several threads where that takes less time.
+
+        Denormals are flushed or not in the caller's thread already.
         """
-        cdef Py_ssize_t j, last = k + max(self.code[k].group, 1), end
-        cdef Py_ssize_t span = self.code[k].span if self.code[k].group else stop - start
-        cdef fb_instruction* i
-        cdef double begin
-        if spent != NULL:
-            for j in range(k, last):
-                spent[j] = 0
-        while start < stop:
-            end = min(start + span, stop)
-            for j in range(k, last):
-                i = &self.code[j]
-                if spent == NULL:
-                    i.run(i, start * i.pace, end * i.pace)
-                else:
-                    begin = now_seconds()
-                    i.run(i, start * i.pace, end * i.pace)
-                    spent[j] += now_seconds() - begin - look
-            start = end
+        if pool_size() == 1 or not self.long_run:
+            self.execute(start, stop)
+        elif self.trials < TRIALS:
+            self.try_out(start, stop)
+        elif not self.divide(pool_size(), False) or not self.run_together(start, stop, flushing):
+            self.execute(start, stop)
+
+    cdef void try_out(self, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
+        """One run by this thread, which keeps the least time of each instruction."""
+        cdef Py_ssize_t k
+        cdef double* spent = <double*> calloc(self.count + 1, sizeof(double))
+        if spent == NULL:
+            self.execute(start, stop)
+            return
+        self.execute_timed(start, stop, spent)
+        for k in range(start, stop):
+            self.seconds[k] = spent[k] if self.trials == 0 else min(self.seconds[k], spent[k])
+        free(spent)
+        self.trials += stop == self.count
+
+    cdef bint divide(self, int threads, bint always) noexcept nogil:
+        """Shares for so many threads; False where one does as well, but for `always`."""
+        cdef Schedule* before = self.schedule
+        if before == NULL or before.threads != threads or always:
+            self.schedule = NULL    # a fork may come in between: the child finds nothing half done
+            free_schedule(before)
+            self.schedule = schedule_of(self.code, self.reach, self.count, self.seconds, threads, always)
+        return self.schedule != NULL and self.schedule.worth
+
+    cdef bint run_together(self, Py_ssize_t start, Py_ssize_t stop, bint flushing) noexcept nogil:
+        """False, with nothing run, where the pool is not to be had."""
+        cdef Job job
+        job.code = self.code
+        job.schedule = self.schedule
+        job.start = start
+        job.stop = stop
+        job.flushing = flushing
+        return pool_run(run_share, &job, self.schedule.threads)
+
+    def run_in_threads(self, int threads):
+        """One run by so many threads, each instruction shared where it can be: how many each ran.
+
+        For tests; None where the pool was busy.
+        """
+        cdef bint flushing = flush, ran = False
+        cdef unsigned mode
+        cdef int t
+        with nogil:
+            mode = fb_flush_begin(flushing)
+            if self.divide(threads, True):
+                ran = self.run_together(0, self.count, flushing)
+            fb_flush_end(flushing, mode)
+        found = self.ran_by
+        free_schedule(self.schedule)
+        self.schedule = NULL
+        return found if ran else None
+
+    @property
+    def shares(self):
+        """For each instruction or group: its first instruction, whether threads meet before it, where their shares end."""
+        cdef Schedule* s = self.schedule
+        cdef Py_ssize_t n
+        cdef int t
+        return [] if s == NULL or not s.worth else [
+            (s.items[n].first, bool(s.items[n].meets),
+             [s.bounds[n * (s.threads + 1) + t + 1] for t in range(s.threads)]) for n in range(s.count)]
+
+    @property
+    def ran_by(self):
+        """How many instructions and groups each thread has run a share of, since the shares were made."""
+        cdef int t
+        return [] if self.schedule == NULL else [
+            self.schedule.ran[t * LINE // <Py_ssize_t> sizeof(Py_ssize_t)] for t in range(self.schedule.threads)]
 
     cdef void run_short(self) noexcept nogil:
         """All instructions in their order, of a program without stages of Python."""
@@ -295,7 +450,7 @@ cdef class Program(Executor):
             stop = <Py_ssize_t> self.calls[call][0] if call < calls else self.count
             with nogil:
                 mode = fb_flush_begin(flushing)
-                self.execute(start, stop)
+                self.run(start, stop, flushing)
                 fb_flush_end(flushing, mode)
             if call == calls:
                 return 0
@@ -329,7 +484,7 @@ cdef class Program(Executor):
             chunks = (i.units + i.chunk - 1) // i.chunk
             for n in range(chunks):
                 at = (chunks - 1 - n if order < 0 else n) * i.chunk
-                self.run_tiles(k, at, min(at + i.chunk, i.units), NULL)
+                run_tiles(i, at, min(at + i.chunk, i.units), NULL)
             k += max(i.group, 1)
         fb_flush_end(flushing, mode)
 
@@ -396,7 +551,7 @@ cdef class Program(Executor):
         """As `execute`; spent[k] is the time that instruction k took."""
         cdef Py_ssize_t k = start
         while k < stop:
-            self.run_tiles(k, 0, self.code[k].units, spent)
+            run_tiles(&self.code[k], 0, self.code[k].units, &spent[k])
             k += max(self.code[k].group, 1)
 
     @property

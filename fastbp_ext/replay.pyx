@@ -766,7 +766,7 @@ cdef class Replay:
             while True:
                 block = min(block, times - n)
                 for _n in range(block):
-                    self.program.execute(0, self.program.count)
+                    self.program.run(0, self.program.count, flushing)
                 n += block
                 now = now_seconds()
                 if n == times or now - begin > SLICE:
@@ -816,7 +816,7 @@ cdef class Replay:
             while at + size <= stop:
                 for k in range(feed.count):
                     self.program.place(feed.columns[k].slot, feed.rows(k, at, size))
-                self.program.execute(0, self.program.count)
+                self.program.run(0, self.program.count, flushing)
                 total[0] += size * ((<float*> loss.data)[0] if loss.kind == FLOAT32 else (<double*> loss.data)[0])
                 at += size
                 if now_seconds() > until:

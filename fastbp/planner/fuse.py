@@ -41,7 +41,6 @@ def fuse(plan):
         if group is not None and _is_sum_of_rows(group, stage):
             second.append(stage)
             stage = _first_step(stage)
-            group.grain = _WHOLE
         elif group is None or not _joins(memory, group, stage):
             group, views = _begun_by(memory, stage), []
             stages += second
@@ -52,7 +51,9 @@ def fuse(plan):
         if group is not None:
             group.stages += [*views, stage]
             views = []
-            if stage.form not in PARTIAL:
+            if stage.form in PARTIAL:
+                group.grain = TILE if stage.form == "blocks" else _WHOLE
+            else:
                 group.written.update(memory.of(t) for t in stage.writes)
             group.elsewhere.update(memory.of(t) for t in stage.inputs
                                    if stage.form == "product" or not _is_whole(group, t))

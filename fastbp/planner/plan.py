@@ -65,12 +65,12 @@ class Group:
     """Stages that run together, tile by tile: one behind the other, elementwise, of one size.
 
     The first may be a product in strips of rows, whose result has that size. span: the units of the
-    first stage in a tile, elements or rows; tile: elements in one; grain: the units that go to one thread
-    together.
+    first stage in a tile, elements or rows; tile: elements in one; grain: the units that one
+    thread has to run, or 0: those of the first stage.
     """
 
     def __init__(self, size, span, tile, strips):
-        self.size, self.span, self.tile, self.strips, self.grain = size, span, tile, strips, span
+        self.size, self.span, self.tile, self.strips, self.grain = size, span, tile, strips, 0
         self.stages = []
         self.written = set()    # the memory that they write
         self.elsewhere = set()  # the memory that one reads at another place than where it writes

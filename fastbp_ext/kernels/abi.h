@@ -33,6 +33,7 @@ struct fb_instruction {
     int32_t pace;  /* units for one unit of the first of the group */
     int32_t operands, outputs, ndim;
     int32_t kept;             /* reductions: the dimensions before the reduced ones */
+    int32_t walked;           /* the units count the first so many dimensions; 0: one may touch any part of an operand */
     uint8_t itemsize[FB_OPERANDS]; /* 0: passed through as a pointer */
     uint8_t tile[FB_OPERANDS];     /* 1: the memory of one tile, where `start` always lies */
     Py_ssize_t shape[FB_DIMS];
