@@ -86,7 +86,7 @@ def measure(args, workloads, engines):
             bench.measure_rate()
             report["multiply_adds_per_second"] = bench.rate
             print(f"multiply-adds: {bench.rate / 1e9:.1f} G/s in a matrix product")
-        table = Table(bench.engines, [w.title for w in workloads])
+        table = Table(bench.engines, [w.title for w in workloads], len(cores))
         print(f"\n{table.head()}", flush=True)
         for workload in workloads:
             result = bench.run(workload)

@@ -25,6 +25,8 @@ class Result:
 
     workload: object
     seconds: dict = field(default_factory=dict)    # engine: a step's time in each round
+    numbers: dict = field(default_factory=dict)    # engine: what it computed
+    alone: dict = field(default_factory=dict)      # fastbp's engines: the same with one thread, on the same cores
     apart: dict = field(default_factory=dict)      # engine: relative distance from the reference
     wrong: list = field(default_factory=list)      # what fails the run, in words
     notes: list = field(default_factory=list)      # what a peer can't do here, in words
@@ -49,12 +51,13 @@ class Bench:
                     self.missing[name] = answer["missing"]
                 else:
                     self.engines[name], self.versions[name] = engine, answer["version"]
+            self.alone = {name: self._start(name, 1) for name in self.engines if name in OURS and len(cores) > 1}
         except BaseException:
             self.close()
             raise
 
-    def _start(self, name):
-        return self._open.enter_context(contextlib.closing(Engine(name, self.cores)))
+    def _start(self, name, threads=None):
+        return self._open.enter_context(contextlib.closing(Engine(name, self.cores, threads or len(self.cores))))
 
     def close(self):
         self._open.close()
@@ -71,10 +74,16 @@ class Bench:
         if isinstance(workload, Import):
             return self._run_import(result)
         ready = self._agreeing(workload, result)
+        alone = [name for name in ready if name in self.alone]
+        for name in alone:
+            numbers = self.alone[name].ask("check", workload=workload.name)["numbers"]
+            if apart(numbers, result.numbers[name]) > 1e-12:    # NumPy's digests depend on its own threads
+                result.wrong.append(f"{workload.name}: {name} computes something else with one thread")
         for _ in range(self.effort.rounds):
-            for name in ready:
-                answer = self.engines[name].ask("time", least=self.effort.least, times=self.effort.times)
-                result.seconds.setdefault(name, []).append(answer["seconds"])
+            for engines, names, seconds in ((self.engines, ready, result.seconds), (self.alone, alone, result.alone)):
+                for name in names:
+                    answer = engines[name].ask("time", least=self.effort.least, times=self.effort.times)
+                    seconds.setdefault(name, []).append(answer["seconds"])
         result.limit = self._limit(workload)
         return result
 
@@ -92,6 +101,7 @@ class Bench:
                 continue
             if form not in expected:
                 expected[form] = self.judge.ask("reference", workload=workload.name, form=form)["numbers"]
+            result.numbers[name] = numbers
             result.apart[name] = apart(numbers, expected[form])
             if result.apart[name] <= TOLERANCE:
                 ready.append(name)

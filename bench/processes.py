@@ -36,12 +36,12 @@ def environment(threads):
 class Engine:
     """An engine in a process of its own. It waits, using no processor, until it is asked."""
 
-    def __init__(self, name, cores):
+    def __init__(self, name, cores, threads):
         self.name = name
         self.log = tempfile.TemporaryFile("w+")    # noqa: SIM115  close() closes it
         self.process = subprocess.Popen(
             [sys.executable, "-m", "bench.worker", name, ",".join(map(str, cores))], cwd=ROOT, text=True,
-            env=environment(len(cores)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log)
+            env=environment(threads), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log)
 
     def ask(self, method, **args):
         """The answer as a dict; EngineError where there is none."""

@@ -33,6 +33,7 @@ def rows_of(result):
         rows.append({
             "workload": result.workload.name, "title": result.workload.title, "by": by, "seconds": best[ours],
             "peers": peers, "best_peer": peer, "ratio": peer and peers[peer] / best[ours],
+            "alone": min(result.alone[ours]) if ours in result.alone else None,
             "limit": kind, "limit_seconds": seconds, "share_of_limit": kind and seconds / best[ours],
             "apart": max((d for name, d in result.apart.items() if name in (ours, *peers)), default=None),
             "rounds": {name: result.seconds[name] for name in (ours, *peers)},
@@ -43,17 +44,20 @@ def rows_of(result):
 class Table:
     """The table as text, a line at a time."""
 
-    def __init__(self, engines, titles):
+    def __init__(self, engines, titles, threads=1):
+        self.threads = threads
         self.peers = [name for name in ENGINES if name in engines and name not in OURS]
         self.width = max(map(len, titles))
 
-    def line(self, title, by, cells, peer, ratio, share, apart):
+    def line(self, title, by, cells, peer, ratio, share, apart, gain):
         times = "".join(f" {cell:>{max(8, len(name)) + 1}}" for name, cell in zip(["fastbp", *self.peers], cells,
                                                                               strict=True))
-        return f"{title:<{self.width}} {by:<6}{times}  {peer:<13} {ratio:>6} {share:>9} {apart:>6}"
+        return f"{title:<{self.width}} {by:<6}{times}  {peer:<13} {ratio:>6} {share:>9} {apart:>6}" + (
+            f" {gain:>11}" if self.threads > 1 else "")
 
     def head(self):
-        line = self.line("workload", "by", ["fastbp", *self.peers], "best peer", "ratio", "limit", "apart")
+        line = self.line("workload", "by", ["fastbp", *self.peers], "best peer", "ratio", "limit", "apart",
+                         "of 1 thread")
         return f"{line}\n{'-' * len(line)}"
 
     def row(self, row):
@@ -61,14 +65,15 @@ class Table:
         ratio = "-" if row["ratio"] is None else f"{row['ratio']:.2f}"
         share = "-" if row["limit"] is None else f"{row['share_of_limit']:.0%} {LIMITS[row['limit']]}"
         apart = "-" if row["apart"] is None else f"{row['apart']:.0e}"
-        return self.line(row["title"], row["by"], cells, row["best_peer"] or "-", ratio, share, apart)
+        gain = "-" if row["alone"] is None else f"{row['alone'] / row['seconds']:.2f}"
+        return self.line(row["title"], row["by"], cells, row["best_peer"] or "-", ratio, share, apart, gain)
 
 
 LEGEND = """\
 ratio: the best peer's time / fastbp's. limit: the least time that the hardware needs / fastbp's. fma: of the
 multiply-adds, at the rate of the best matrix product; copy: of what must be read and written, at the rate of a
 copy. apart: the largest relative distance of any engine's loss (and gradients, where these are the result) from
-the same steps in float64."""
+the same steps in float64. of 1 thread: fastbp's time with one thread, on the same cores / its time."""
 
 
 def machine(cores):

@@ -124,6 +124,17 @@ def get_num_threads():
     return pool.get_size()
 
 
+@contextlib.contextmanager
+def one_thread():
+    """Inside, the calling thread is alone: what is measured is one thread's."""
+    before = pool.get_size()
+    pool.limit(1)
+    try:
+        yield
+    finally:
+        pool.limit(before)
+
+
 _PRECISIONS = ("highest", "high", "medium")
 
 

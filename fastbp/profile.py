@@ -2,6 +2,7 @@
 from math import prod
 from typing import NamedTuple
 
+from fastbp import machine
 from fastbp.limits import copy, multiply_adds
 from fastbp.planner.listing import Listing
 
@@ -12,9 +13,9 @@ _LEAST_BYTES = 1 << 12    # smaller stages are compared with the rate at which s
 
 
 class Row(NamedTuple):
-    """One stage. flop: operations. bytes: what it reads and writes at least. limit: "fma" or "copy", whichever
-    takes longer at the machine's rate; share: that time / the stage's, more than 1 where a stage reads more than
-    it writes, which is cheaper than a copy, or fused stages find what they read in the L1 cache.
+    """One stage, by one thread. flop: operations. bytes: what it reads and writes at least. limit: "fma" or
+    "copy", whichever takes longer at the machine's rate; share: that time / the stage's, more than 1 where a stage
+    reads more than it writes, which is cheaper than a copy, or fused stages find what they read in the L1 cache.
     """
     stage: str
     seconds: float
@@ -25,10 +26,13 @@ class Row(NamedTuple):
 
 
 class Profile:
-    """What `step.profile` returns: `rows`, and the seconds of a whole run. Its str() is a table."""
+    """What `step.profile` returns: `rows`, and the seconds of a whole run, by all threads that it takes.
 
-    def __init__(self, rows, seconds):
-        self.rows, self.seconds = rows, seconds
+    Its str() is a table.
+    """
+
+    def __init__(self, rows, seconds, threads):
+        self.rows, self.seconds, self.threads = rows, seconds, threads
 
     @property
     def flop(self):
@@ -36,7 +40,8 @@ class Profile:
         return sum(row.flop for row in self.rows)
 
     def __str__(self):
-        width = max([len(row.stage) for row in self.rows] + [len("a whole run")])
+        whole = "a whole run" if self.threads == 1 else f"a whole run, {self.threads} threads"
+        width = max(len(text) for text in (whole, *(row.stage for row in self.rows)))
         total = sum(row.seconds for row in self.rows) or 1.0
         head = f"{'stage':<{width}} {'time':>9} {'part':>5} {'FLOP':>8} {'bytes':>8} {'GFLOP/s':>8} {'of the peak':>11}"
         lines = [head, "-" * len(head)]
@@ -44,7 +49,7 @@ class Profile:
             line = (f"{row.stage:<{width}} {time_text(row.seconds):>9} {row.seconds / total:>5.0%} "
                     f"{_count(row.flop):>8} {_count(row.bytes):>8} {_rate(row.flop, row.seconds):>8}")
             lines.append(line + (f" {row.share:>6.0%} {row.limit}" if row.limit else ""))
-        lines.append(f"{'a whole run':<{width}} {time_text(self.seconds):>9} {'':>5} {_count(self.flop):>8} {'':>8} "
+        lines.append(f"{whole:<{width}} {time_text(self.seconds):>9} {'':>5} {_count(self.flop):>8} {'':>8} "
                      f"{_rate(self.flop, self.seconds):>8}")
         return "\n".join(lines)
 
@@ -53,6 +58,11 @@ class Profile:
 
 def profile_of(replay, times):
     """The Profile of a replay; `times` is what `Program.measure` returned."""
+    with machine.one_thread():
+        return Profile(_rows(replay, times), times[-1], replay.program.threads)
+
+
+def _rows(replay, times):
     about = replay.about
     calls = replay.program.size[0]    # the times of stages of Python follow those of instructions
     rows = []
@@ -61,10 +71,11 @@ def profile_of(replay, times):
             continue
         seconds = sum(times[k] for k in code) + sum(times[calls + k] for k in python)
         flop, moved = _flop(stage), _bytes(stage)
-        limits = (flop / (2 * multiply_adds(dtype=_dtype(stage))), "fma"), (_copy_seconds(moved), "copy")
+        rate = 2 * multiply_adds(dtype=_dtype(stage), numpy=False)
+        limits = (flop / rate, "fma"), (_copy_seconds(moved), "copy")
         limit, name = max(limits) if moved and stage.form != "call" and seconds > 0 else (0.0, "")
         rows.append(Row(text, seconds, flop, moved, name, limit / seconds if name else 0.0))
-    return Profile(rows, times[-1])
+    return rows
 
 
 def _flop(stage):

@@ -21,6 +21,10 @@ cdef class Program(Executor):
     cdef double* seconds         # that each instruction takes, the least of so many runs:
     cdef int trials
     cdef Schedule* schedule      # for the threads of the last run, or NULL
+    cdef double alone            # seconds that a run takes now, by one thread
+    cdef double together         # and by all
+    cdef double rest             # seconds for which one thread runs it, where all took longer,
+    cdef double resumes          # and when they try again
     cdef Patch* patches          # those of one slot lie together
     cdef Py_ssize_t* first       # for each slot the first of its patches
     cdef char** addresses        # for each slot where its memory lies now
@@ -40,6 +44,7 @@ cdef class Program(Executor):
     cdef void execute_timed(self, Py_ssize_t start, Py_ssize_t stop, double* spent) noexcept nogil
     cdef void run(self, Py_ssize_t start, Py_ssize_t stop, bint flushing) noexcept nogil
     cdef bint run_together(self, Py_ssize_t start, Py_ssize_t stop, bint flushing) noexcept nogil
+    cdef void run_watched(self, bint flushing) noexcept nogil
     cdef void try_out(self, Py_ssize_t start, Py_ssize_t stop) noexcept nogil
     cdef bint divide(self, int threads, bint always) noexcept nogil
     cdef void run_short(self) noexcept nogil

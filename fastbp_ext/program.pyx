@@ -53,6 +53,9 @@ def get_flush_denormal():
     return flush
 
 
+cdef double SHORTEST_REST = 5e-3, LONGEST_REST = 1    # seconds
+
+
 cdef int check_ranges(fb_instruction* i, void** operands) except -1:
     """Debug build: an instruction reaches only its operands' own memory."""
     cdef int k, d
@@ -363,8 +366,32 @@ cdef class Program(Executor):
             self.execute(start, stop)
         elif self.trials < TRIALS:
             self.try_out(start, stop)
-        elif not self.divide(pool_size(), False) or not self.run_together(start, stop, flushing):
+        elif not self.divide(pool_size(), False):
             self.execute(start, stop)
+        elif start == 0 and stop == self.count:
+            self.run_watched(flushing)
+        elif not self.run_together(start, stop, flushing):
+            self.execute(start, stop)
+
+    cdef void run_watched(self, bint flushing) noexcept nogil:
+        """A whole run by all threads, unless that took longer of late than a run by one.
+
+        A thread whose processor has other work keeps the others waiting at each barrier. Then one
+        runs the program for a while, a longer one each time.
+        """
+        cdef double began = now_seconds(), took
+        if began >= self.resumes and self.run_together(0, self.count, flushing):
+            took = now_seconds() - began
+            self.together += (took - self.together) / 8
+            if took < self.alone:
+                self.rest = 0
+            if self.together > self.alone:
+                self.rest = min(max(2 * self.rest, SHORTEST_REST), LONGEST_REST)
+                self.resumes = began + took + self.rest
+                self.together = self.alone / 2    # for the next attempt
+        else:
+            self.execute(0, self.count)
+            self.alone += (now_seconds() - began - self.alone) / 8
 
     cdef void try_out(self, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
         """One run by this thread, which keeps the least time of each instruction."""
@@ -386,6 +413,9 @@ cdef class Program(Executor):
             self.schedule = NULL    # a fork may come in between: the child finds nothing half done
             free_schedule(before)
             self.schedule = schedule_of(self.code, self.reach, self.count, self.seconds, threads, always)
+            if self.schedule != NULL:
+                self.alone, self.together = self.schedule.alone, 0
+                self.rest = self.resumes = 0
         return self.schedule != NULL and self.schedule.worth
 
     cdef bint run_together(self, Py_ssize_t start, Py_ssize_t stop, bint flushing) noexcept nogil:
@@ -405,7 +435,6 @@ cdef class Program(Executor):
         """
         cdef bint flushing = flush, ran = False
         cdef unsigned mode
-        cdef int t
         with nogil:
             mode = fb_flush_begin(flushing)
             if self.divide(threads, True):
@@ -417,12 +446,17 @@ cdef class Program(Executor):
         return found if ran else None
 
     @property
+    def threads(self):
+        """How many threads a run takes."""
+        return self.schedule.threads if self.schedule != NULL and self.schedule.worth else 1
+
+    @property
     def shares(self):
-        """For each instruction or group: its first instruction, whether threads meet before it, where their shares end."""
+        """For each instruction or group its first, whether threads meet before it, where their shares end."""
         cdef Schedule* s = self.schedule
         cdef Py_ssize_t n
         cdef int t
-        return [] if s == NULL or not s.worth else [
+        return [] if self.threads == 1 else [
             (s.items[n].first, bool(s.items[n].meets),
              [s.bounds[n * (s.threads + 1) + t + 1] for t in range(s.threads)]) for n in range(s.count)]
 

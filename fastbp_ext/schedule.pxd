@@ -23,6 +23,7 @@ cdef enum:
 cdef struct Schedule:
     int threads
     bint worth             # it takes less time than one thread
+    double alone           # seconds that one thread takes
     Py_ssize_t count
     Item* items
     Py_ssize_t* ran        # how many items each thread has run a share of, a line apart

@@ -223,6 +223,7 @@ cdef Schedule* schedule_of(fb_instruction* code, const Reach* reach, Py_ssize_t 
             s.copied += item.count
             s.room = max(s.room, place_tiles(code, item, &s.places[item.copies * FB_OPERANDS]))
         s.count += 1
+    s.alone = whole
     s.worth = always or whole > LEAST and takes < 0.9 * whole
     s.room = (s.room + 2 * LINE - 1) & -LINE    # no two workers write to one line
     if s.copied and s.worth:

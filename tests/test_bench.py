@@ -109,10 +109,14 @@ def test_an_engine_that_disagrees_is_named_and_not_timed():
     run = object.__new__(Bench)
     run.effort, run.rate, run.judge = Effort(2, 1, 0.001), None, Fake([[1.0]])
     run.engines = {"fastbp": Fake([[1.0 + 1e-7]]), "torch": Fake([[1.01]]), "jax": Fake(None)}
+    run.alone = {"fastbp": Fake([[1.0 + 1e-7]])}
     result = run.run(WORKLOADS[0])
     assert result.seconds == {"fastbp": [1e-6, 1e-6]}
     assert result.wrong == ["circuit: torch disagrees: [[1.01]], expected [[1.0]]"]
     assert run.engines["torch"].asked == run.engines["jax"].asked == ["check"]
+    assert result.alone == {"fastbp": [1e-6, 1e-6]}
+    run.alone = {"fastbp": Fake([[1.0 + 2e-7]])}
+    assert "circuit: fastbp computes something else with one thread" in run.run(WORKLOADS[0]).wrong
 
 
 def test_parameters_and_work_of_the_nets():
