@@ -82,7 +82,6 @@ static struct {
     _Alignas(FB_LINE) _Atomic int busy;
     _Atomic int closed;
     int workers;
-    int forks_seen_to;
 #if !FB_FUTEX
     pthread_mutex_t mutex;
     pthread_cond_t changed;
@@ -261,13 +260,12 @@ static void fb_pool_forked(void) {
     atomic_store(&fb_pool.busy, atomic_load(&fb_pool.closed));
 }
 
+/* Once, before the first job: a child forked while it begins would find the pool busy for ever. */
+static int fb_pool_prepare(void) { return pthread_atfork(NULL, NULL, fb_pool_forked) == 0; }
+
 static int fb_pool_grow(int workers) {
     sigset_t kept, before;
     pthread_attr_t attributes;
-    if (!fb_pool.forks_seen_to) {
-        if (pthread_atfork(NULL, NULL, fb_pool_forked)) return 0;
-        fb_pool.forks_seen_to = 1;
-    }
     if (pthread_attr_init(&attributes)) return 0;
     pthread_attr_setstacksize(&attributes, FB_STACK);
     /* Signals are for Python's threads, but for those that a thread's own fault raises. */

@@ -10,6 +10,7 @@ import os
 cdef extern from "pool.h" nogil:
     enum:
         FB_POOL_THREADS
+    bint fb_pool_prepare()
     bint fb_pool_run(fb_task task, void* context, int threads, int processors)
     void fb_pool_barrier(int rank)
     bint fb_pool_close(double seconds)
@@ -68,7 +69,11 @@ def get_size():
     return pool_size()
 
 
-# --- the end
+# --- fork, and the end
+
+if not fb_pool_prepare():
+    raise MemoryError("no memory for the pool")
+
 
 def end():
     """End the threads and start no more. A job at work is waited for, two seconds at most; then False."""

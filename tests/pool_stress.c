@@ -62,6 +62,7 @@ static void *call(void *argument) {
 
 int main(void) {
     pthread_t caller[CALLERS];
+    if (!fb_pool_prepare()) fail("no preparation");
     for (intptr_t life = 0; life < 4; life++) {
         for (intptr_t k = 0; k < CALLERS; k++)
             if (pthread_create(&caller[k], NULL, call, (void *)(life * CALLERS + k + 1))) fail("no caller");

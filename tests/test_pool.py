@@ -160,16 +160,16 @@ def test_forks_after_use():
 def test_forks_while_another_thread_runs_jobs():
     run_python("""
         stop = threading.Event()
-        counts = [0, 0]
+        counts = [0]
         def jobs():
             n = 0
             while not stop.is_set():
                 n += 1
-                counts[0] += pool.exercise(2 + n % 3, 20) is not None
+                counts[0] += pool.exercise(2 + n % 3 * 4, 2) is not None
         thread = threading.Thread(target=jobs)
         thread.start()
         for n in range(100):
-            assert in_child(lambda: pool.exercise(2 + n % 2, 20) or os._exit(2)) == 0, n
+            assert in_child(lambda: pool.exercise(2 + n % 2 * 8, 20) or os._exit(2)) == 0, n
         stop.set()
         thread.join()
         assert counts[0] > 0 and pool.exercise(2)
@@ -258,7 +258,9 @@ def test_nothing_is_left_when_the_pool_has_ended():
     run_python("""
         pool.exercise(4)
         assert len(workers()) == 3
-        assert pool.end() and workers() == []
+        assert pool.end()
+        while workers():    # joined; the system may list them a moment longer
+            time.sleep(0.001)
         assert pool.exercise(2) is None and workers() == [], "it stays so"
         assert pool.end()
         def child():
@@ -355,7 +357,11 @@ def test_a_wrong_number_in_the_environment_is_warned_of_once():
               "    warnings.simplefilter('always')\n"
               "    n = fb.get_num_threads(), fb.get_num_threads()\n"
               "(w,) = w\n"
-              "print(*n, w.category.__name__, w.message)")
+              "print(*n, w.category.__name__, w.message)\n"
+              "with warnings.catch_warnings():\n"
+              "    warnings.simplefilter('error')\n"
+              "    warnings.showwarning = lambda *_: os._exit(3)\n"
+              "    assert in_child(fb.get_num_threads) == 0\n")
     said = run_python(script, FASTBP_NUM_THREADS="many", OMP_NUM_THREADS="3")
     assert said == ("3 3 RuntimeWarning FASTBP_NUM_THREADS='many' is not a number of threads from 1 to 1024: "
                     "3 used instead\n")
