@@ -332,7 +332,7 @@ INTERRUPTED = """
     X, y = X[:320], y[:320]
 
     def make():
-        model = nn.Sequential(nn.Linear(64, 32, rng=0), nn.Tanh(), nn.Linear(32, 10, rng=1))
+        model = nn.Sequential(nn.Linear(64, {width}, rng=0), nn.Tanh(), nn.Linear({width}, 10, rng=1))
         opt = optim.Adam(model.parameters(), lr=1e-4)
 
         @fb.staged
@@ -378,16 +378,19 @@ INTERRUPTED = """
         reference(*batches[0])
         assert fb.exp(fb.zeros(1)).item() == 1, "gates run: the thread does not record"
         assert fb.zeros(1, requires_grad=True).sum().requires_grad, "and the mode is as it was"
+    assert {width} < 100 or any(sum(replay.program.ran_by[1:]) for replay in step.replays), "by one thread"
     print(slowest)
 """
 
 
 @needs_linux
+@pytest.mark.parametrize("width", [32, 1024])    # a step by one thread, by two
 @pytest.mark.parametrize("call, by_rows", [
     ("step.repeat(10_000_000, *batches[0])", 0), ("step.epoch(X, y, batch_size=32)", 1)])
-def test_ctrl_c_stops_between_two_steps(call, by_rows):
+def test_ctrl_c_stops_between_two_steps(call, by_rows, width):
     """At 25 random moments each: what was trained is a whole number of steps, and training goes on."""
-    slowest = float(run_python(INTERRUPTED.format(call=call, by_rows=by_rows, seed=by_rows)))
+    slowest = float(run_python(INTERRUPTED.format(call=call, by_rows=by_rows, seed=by_rows, width=width),
+                               FASTBP_NUM_THREADS="2"))
     assert slowest < 5, "it did not run to its end, which would take minutes"
 
 
