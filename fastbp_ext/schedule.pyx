@@ -15,6 +15,7 @@ cdef extern from "<stdlib.h>" nogil:
     void* aligned_alloc(size_t alignment, size_t size)
 
 cdef enum:
+    MANY = 2048    # touches: then the threads meet, as it takes long to look through more
     POINTED = 8    # bytes of an operand that is passed through as a pointer: it meets whoever writes there
 
 cdef double MEET = 5e-7      # seconds that a barrier takes, with threads that come apart a little
@@ -169,77 +170,93 @@ cdef bint has_tiles(const fb_instruction* code, const Item* item) noexcept nogil
     return False
 
 
-cdef Schedule* schedule_of(fb_instruction* code, const Reach* reach, Py_ssize_t count, const double* seconds,
-                           int threads, bint always) noexcept nogil:
+cdef Schedule* new_schedule(Py_ssize_t count, int threads) noexcept nogil:
+    """Room for so many items, or NULL."""
     cdef Schedule* s = <Schedule*> calloc(1, sizeof(Schedule))
-    cdef Py_ssize_t* alone = <Py_ssize_t*> calloc(threads + 1, sizeof(Py_ssize_t))
-    cdef Touches touches
-    cdef Item* item
-    cdef Py_ssize_t* bounds
-    cdef Py_ssize_t at = 0, n
-    cdef double alone_takes, shared_takes, whole = 0, takes = START
-    cdef bint shared, alone_meets, whole_is_lost
-    memset(&touches, 0, sizeof(Touches))
     if s != NULL:
         s.threads = threads
         s.ran = <Py_ssize_t*> calloc(threads, LINE)
         s.items = <Item*> calloc(count + 1, sizeof(Item))
         s.bounds = <Py_ssize_t*> calloc((count + 1) * (threads + 1), sizeof(Py_ssize_t))
         s.places = <Py_ssize_t*> calloc((count + 1) * FB_OPERANDS, sizeof(Py_ssize_t))
-    if s == NULL or alone == NULL or s.ran == NULL or s.items == NULL or s.bounds == NULL or s.places == NULL:
-        free(alone)
-        free_schedule(s)
+        if s.ran == NULL or s.items == NULL or s.bounds == NULL or s.places == NULL:
+            free_schedule(s)
+            s = NULL
+    return s
+
+
+cdef double decide(Touches* touches, const fb_instruction* code, const Reach* reach, Item* item, Py_ssize_t* bounds,
+                   double seconds, int threads, bint always) noexcept nogil:
+    """Set whether an item is shared, and met before, by what takes least: the seconds that it takes now."""
+    cdef double shared_takes, alone_takes
+    cdef bint shared_meets
+    split(&code[item.first], threads, False, bounds)
+    item.meets = touches.count > MANY or walk(touches, code, reach, item, bounds, threads, False)
+    alone_takes = seconds + MEET * item.meets
+    split(&code[item.first], threads, True, bounds)
+    shared_meets = touches.count > MANY or walk(touches, code, reach, item, bounds, threads, False)
+    shared_takes = seconds * longest(bounds, threads) + MEET * shared_meets
+    if bounds[1] < bounds[threads] and (always or shared_takes < alone_takes):
+        item.meets = shared_meets
+        alone_takes = shared_takes
+    else:
+        split(&code[item.first], threads, False, bounds)
+    if item.meets:
+        touches.count = 0
+    walk(touches, code, reach, item, bounds, threads, True)
+    return alone_takes
+
+
+cdef Schedule* schedule_of(fb_instruction* code, const Reach* reach, Py_ssize_t count, const double* seconds,
+                           int threads, bint always) noexcept nogil:
+    cdef Schedule* s = new_schedule(count, threads)
+    cdef Touches touches
+    cdef Item* item
+    cdef Py_ssize_t* bounds
+    cdef Py_ssize_t at = 0, n
+    cdef double takes = START, alone
+    if s == NULL:
         return NULL
+    memset(&touches, 0, sizeof(Touches))
     while at < count:
         item = &s.items[s.count]
         bounds = &s.bounds[s.count * (threads + 1)]
         item.first = at
         item.count = max(code[at].group, 1)
-        at += item.count
-        alone_takes = 0
-        for n in range(item.first, at):
-            alone_takes += seconds[n]
-        whole += alone_takes
-        split(&code[item.first], threads, False, alone)
-        split(&code[item.first], threads, True, bounds)
-        shared_takes = alone_takes * longest(bounds, threads)
-        alone_meets = walk(&touches, code, reach, item, alone, threads, False)
-        item.meets = walk(&touches, code, reach, item, bounds, threads, False)
-        if alone_meets:
-            alone_takes += MEET
-        if item.meets:
-            shared_takes += MEET
-        shared = bounds[1] < bounds[threads] and (always or shared_takes < alone_takes)
-        takes += shared_takes if shared else alone_takes
-        if not shared:
-            split(&code[item.first], threads, False, bounds)
-            item.meets = alone_meets
-        if item.meets:
-            touches.count = 0
-        walk(&touches, code, reach, item, bounds, threads, True)
         item.copies = -1
-        if shared and has_tiles(code, item):
+        at += item.count
+        alone = 0
+        for n in range(item.first, at):
+            alone += seconds[n]
+        s.alone += alone
+        takes += decide(&touches, code, reach, item, bounds, alone, threads, always)
+        if bounds[1] < bounds[threads] and has_tiles(code, item):
             item.copies = s.copied
             s.copied += item.count
             s.room = max(s.room, place_tiles(code, item, &s.places[item.copies * FB_OPERANDS]))
         s.count += 1
-    s.alone = whole
-    s.worth = always or whole > LEAST and takes < 0.9 * whole
-    s.room = (s.room + 2 * LINE - 1) & -LINE    # no two workers write to one line
-    if s.copied and s.worth:
-        s.copies = <fb_instruction*> calloc(s.copied * (threads - 1), sizeof(fb_instruction))
-        s.scratch = <char*> aligned_alloc(LINE, s.room * (threads - 1))
-    whole_is_lost = touches.lost or s.copied and s.worth and (s.copies == NULL or s.scratch == NULL)
+    s.worth = always or s.alone > LEAST and takes < 0.9 * s.alone
     free(touches.of)
-    free(alone)
-    if whole_is_lost:
+    if touches.lost or s.worth and not give_copies(s, code):
         free_schedule(s)
         return NULL
-    for n in range(s.count):
-        item = &s.items[n]
-        if item.copies >= 0 and s.worth:
-            copy_item(s, code, item)
     return s
+
+
+cdef bint give_copies(Schedule* s, const fb_instruction* code) noexcept nogil:
+    """Workers' memory, and their instructions of the items that need some; False where there is none."""
+    cdef Py_ssize_t n
+    if s.copied == 0:
+        return True
+    s.room = (s.room + 2 * LINE - 1) & -LINE    # no two workers write to one line
+    s.copies = <fb_instruction*> calloc(s.copied * (s.threads - 1), sizeof(fb_instruction))
+    s.scratch = <char*> aligned_alloc(LINE, s.room * (s.threads - 1))
+    if s.copies == NULL or s.scratch == NULL:
+        return False
+    for n in range(s.count):
+        if s.items[n].copies >= 0:
+            copy_item(s, code, &s.items[n])
+    return True
 
 
 cdef void copy_item(Schedule* s, const fb_instruction* code, const Item* item) noexcept nogil:

@@ -150,6 +150,17 @@ def test_a_layers_rows_stay_with_one_thread(threads):
     assert 1 <= sum(meets.values()) <= 8
 
 
+def test_a_long_program_meets_now_and_then(threads):
+    """Though nothing crosses: to look through all that was touched since would take long."""
+    threads(2)
+    x = fb.randn(64, 64, rng=0)
+    f = fb.staged(lambda x: [x * float(k) for k in range(1500)])
+    for _ in range(6):
+        assert_same(f(x), f.eager(x))
+    meets = [meets for _, meets, _ in f.replays[0].program.shares]
+    assert len(meets) == 1500 and 1 <= sum(meets) < 20
+
+
 def test_the_number_may_change_between_runs(threads):
     x, y = rows(64)
     (a, step), (b, other) = wide("momentum"), wide("momentum")
