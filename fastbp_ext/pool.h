@@ -44,12 +44,19 @@ enum {
 
 typedef void (*fb_task)(void *context, int rank, int threads);
 
-/* The symbols' first versions, or the wheel would ask for glibc 2.34: they moved to another library there. */
-#if defined(__GLIBC__) && defined(__x86_64__) && !defined(__SANITIZE_THREAD__) && !defined(__SANITIZE_ADDRESS__)
-__asm__(".symver pthread_create, pthread_create@GLIBC_2.2.5");
-__asm__(".symver pthread_join, pthread_join@GLIBC_2.2.5");
-__asm__(".symver pthread_sigmask, pthread_sigmask@GLIBC_2.2.5");
-__asm__(".symver pthread_attr_setstacksize, pthread_attr_setstacksize@GLIBC_2.2.5");
+/* The symbols' first versions: those of glibc 2.34, where they moved to another library, would ask for it. */
+#if defined(__GLIBC__) && !defined(__SANITIZE_THREAD__) && !defined(__SANITIZE_ADDRESS__)
+#if defined(__x86_64__)
+#define FB_FIRST(name) __asm__(".symver " #name ", " #name "@GLIBC_2.2.5")
+#elif defined(__aarch64__)
+#define FB_FIRST(name) __asm__(".symver " #name ", " #name "@GLIBC_2.17")
+#endif
+#endif
+#ifdef FB_FIRST
+FB_FIRST(pthread_create);
+FB_FIRST(pthread_join);
+FB_FIRST(pthread_sigmask);
+FB_FIRST(pthread_attr_setstacksize);
 #endif
 
 /* A number that threads wait to see grow: even, the lowest bit says that some of them sleep. */

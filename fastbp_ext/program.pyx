@@ -377,16 +377,16 @@ cdef class Program(Executor):
         """A whole run by all threads, unless that took longer of late than a run by one.
 
         A thread whose processor has other work keeps the others waiting at each barrier. Then one
-        runs the program for a while, a longer one each time.
+        runs the program for a while, and for twice as long the next time, unless it went well for long.
         """
         cdef double began = now_seconds(), took
+        cdef bint well
         if began >= self.resumes and self.run_together(0, self.count, flushing):
             took = now_seconds() - began
             self.together += (took - self.together) / 8
-            if took < self.alone:
-                self.rest = 0
             if self.together > self.alone:
-                self.rest = min(max(2 * self.rest, SHORTEST_REST), LONGEST_REST)
+                well = began - self.resumes > 8 * self.rest
+                self.rest = SHORTEST_REST if well else min(2 * self.rest, LONGEST_REST)
                 self.resumes = began + took + self.rest
                 self.together = self.alone / 2    # for the next attempt
         else:
