@@ -51,10 +51,11 @@ OPTIMIZERS = {
 }
 
 
-def net(optimizer, dtype="float32"):
-    rng = np.random.default_rng(0)
-    model = nn.Sequential(nn.Linear(64, 30, rng=rng, dtype=dtype), nn.Tanh(), nn.Linear(30, 20, rng=rng, dtype=dtype),
-                          nn.ReLU(), nn.Linear(20, 10, rng=rng, dtype=dtype))
+def net(optimizer, dtype="float32", sizes=(64, 30, 20), seed=0):
+    rng = np.random.default_rng(seed)
+    a, b, c = sizes
+    model = nn.Sequential(nn.Linear(a, b, rng=rng, dtype=dtype), nn.Tanh(), nn.Linear(b, c, rng=rng, dtype=dtype),
+                          nn.ReLU(), nn.Linear(c, 10, rng=rng, dtype=dtype))
     opt = OPTIMIZERS[optimizer](model.parameters())
 
     @fb.staged

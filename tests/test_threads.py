@@ -10,10 +10,10 @@ from cases import ALL, CASES
 from test_gates import same_bits
 from test_planner import PROGRAMS, hidden_layer_gradients
 from test_replay import needs_linux, run_python
-from test_staged import OPTIMIZERS, assert_same, flat
+from test_staged import OPTIMIZERS, assert_same, flat, net
 
 import fastbp as fb
-from fastbp import nn, optim
+from fastbp import optim
 
 NUMBERS = [2, 3, 4, 8]
 
@@ -68,20 +68,8 @@ def test_strips_of_a_product(count):
 
 
 def wide(optimizer, seed=0):
-    """A net, its optimizer and a step that is worth threads."""
-    rng = np.random.default_rng(seed)
-    model = nn.Sequential(nn.Linear(200, 256, rng=rng), nn.Tanh(), nn.Linear(256, 256, rng=rng), nn.ReLU(),
-                          nn.Linear(256, 10, rng=rng))
-    opt = OPTIMIZERS[optimizer](model.parameters())
-
-    @fb.staged
-    def step(x, y):
-        loss = fb.cross_entropy(model(x), y)
-        opt.zero_grad()
-        loss.backward()
-        opt.step()
-        return loss
-
+    """A net and a step that is worth threads."""
+    model, _, step = net(optimizer, sizes=(200, 256, 256), seed=seed)
     return model, step
 
 
