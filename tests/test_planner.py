@@ -251,8 +251,8 @@ def hidden_layer_gradients(x, w, dy):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("columns", [301, 352])
-@pytest.mark.parametrize("rows", [228, 256, 257, 500, 773, 1024, 1025, 2600])
+@pytest.mark.parametrize("columns", [33, 64])
+@pytest.mark.parametrize("rows", [3072, 3073, 3300, 3328, 3329, 4096, 4097, 5000])
 def test_sums_of_columns_run_on_strips_of_a_product(rows, columns, dtype, monkeypatch):
     x, w = fb.randn(rows, columns, rng=0, dtype=dtype), fb.randn(7, columns, rng=1, dtype=dtype)
     dy = fb.randn(rows, 7, rng=2, dtype=dtype)
@@ -266,7 +266,7 @@ def test_sums_of_columns_run_on_strips_of_a_product(rows, columns, dtype, monkey
             t.numpy()[...] = 0
         f.replays[0].program.run_in_chunks(order)
         assert_same(made, expected)
-    assert rows < 800 or any(n > 1 for n in f.replays[0].program.chunks)
+    assert any(n > 1 for n in f.replays[0].program.chunks)
     f.reset()
     monkeypatch.setenv("FASTBP_PASSES_OFF", "split")
     assert_same(f(x, w, dy), expected)
@@ -274,7 +274,7 @@ def test_sums_of_columns_run_on_strips_of_a_product(rows, columns, dtype, monkey
 
 def test_the_bias_gradient_of_a_hidden_layer_runs_on_strips():
     fb.manual_seed(0)
-    model = nn.Sequential(nn.Linear(60, 300), nn.ReLU(), nn.Linear(300, 10))
+    model = nn.Sequential(nn.Linear(60, 100), nn.ReLU(), nn.Linear(100, 10))
     opt = optim.SGD(model.parameters(), lr=0.1)
 
     @fb.staged
@@ -285,7 +285,7 @@ def test_the_bias_gradient_of_a_hidden_layer_runs_on_strips():
         opt.step()
         return loss
 
-    step(fb.ones(240, 60), np.zeros(240, int))
+    step(fb.ones(3072, 60), np.zeros(3072, int))
     assert strip_groups(step) == [["matmul", "add", "relu"], ["matmul", "relu_grad", "sum_columns"]]
     golden("strips-bias.txt", str(step.stages()))
 

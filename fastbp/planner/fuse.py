@@ -16,6 +16,7 @@ _ROWS = 48            # of a strip: as fast as the whole product, and its result
 _STRIPS = 4           # at least
 _QUARTER, _LANES = 256, 16    # a sum over rows adds up so many, in so many sums (fastbp_ext/kernels/reduce.pxi)
 _WHOLE = 768          # rows: whole strips and whole quarters
+_SHARES = 4           # of whole quarters, at least
 _LARGE = 1 << 16      # elements: smaller results stay in the L2 cache whole
 _SHARED = 1 << 19     # bytes of the matrix that each strip reads, so that it stays there too
 
@@ -29,7 +30,7 @@ def fuse(plan):
     memory = Memories(plan)
     group, groups, views, stages, second = None, [], [], [], []
     for stage in plan.stages:
-        if group is not None and any(id(t) in {id(s.outputs[0]) for s in second} for t in stage.inputs):
+        if second and {id(s.outputs[0]) for s in second} & {id(t) for t in stage.inputs}:
             group = None
         if group is None:
             stages += second
@@ -104,8 +105,11 @@ def _joins(memory, group, stage):
 
 
 def _is_sum_of_rows(group, stage):
-    return (group.strips and stage.form == "reduce" and stage.what.kernel == "sum" and _is_whole(group, stage.inputs[0])
-            and stage.inputs[0].ndim == 2 and tuple(stage.params["axes"]) == (0,) and stage.outputs[0].size > 1)
+    """A sum over the rows of what strips make, of so many rows that threads can share them in whole quarters."""
+    x = stage.inputs[0]
+    return (group.strips and stage.form == "reduce" and stage.what.kernel == "sum" and _is_whole(group, x)
+            and x.ndim == 2 and x.shape[0] >= _SHARES * _WHOLE and tuple(stage.params["axes"]) == (0,)
+            and x.shape[1] > 1)
 
 
 def _first_step(stage):
