@@ -39,4 +39,4 @@ cdef extern from "abi.h" nogil:
         Py_ssize_t stride[10][12]
 
     unsigned fb_flush_begin(int flush)
-    void fb_flush_end(int flush, unsigned mode)
+    void fb_flush_end(unsigned mode)

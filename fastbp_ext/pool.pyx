@@ -150,7 +150,7 @@ def exercise(int threads, Py_ssize_t rounds=1000):
         with nogil:
             mode = fb_flush_begin(True)
             ran = pool_run(drill, &d, threads)
-            fb_flush_end(True, mode)
+            fb_flush_end(mode)
         faults = [(r, d.runs[r], d.faults[r]) for r in range(threads) if d.runs[r] != ran or d.faults[r]]
         if faults:
             raise SystemError(f"the pool is out of step: (rank, runs, faults) {faults}")

@@ -42,9 +42,9 @@ cdef class Program(Executor):
     cdef list measure(self, double seconds)
     cdef int run_timed(self, double* spent) except -1
     cdef void execute_timed(self, Py_ssize_t start, Py_ssize_t stop, double* spent) noexcept nogil
-    cdef void run(self, Py_ssize_t start, Py_ssize_t stop, bint flushing) noexcept nogil
-    cdef bint run_together(self, Py_ssize_t start, Py_ssize_t stop, bint flushing) noexcept nogil
-    cdef void run_watched(self, bint flushing) noexcept nogil
+    cdef void run(self, Py_ssize_t start, Py_ssize_t stop) noexcept nogil
+    cdef bint run_together(self, Py_ssize_t start, Py_ssize_t stop) noexcept nogil
+    cdef void run_watched(self) noexcept nogil
     cdef void try_out(self, Py_ssize_t start, Py_ssize_t stop) noexcept nogil
     cdef bint divide(self, int threads, bint always) noexcept nogil
     cdef void run_short(self) noexcept nogil

@@ -97,18 +97,17 @@ cdef class Executor:
 
     cdef int put(self, fb_instruction* i, void** operands) except -1:
         cdef unsigned mode
-        cdef bint flushing = flush    # another thread may change the global while this one runs
         if debug:
             check_ranges(i, operands)
         if i.work > RELEASE_WORK:
             with nogil:
-                mode = fb_flush_begin(flushing)
+                mode = fb_flush_begin(flush)
                 i.run(i, 0, i.units)
-                fb_flush_end(flushing, mode)
+                fb_flush_end(mode)
         else:
-            mode = fb_flush_begin(flushing)
+            mode = fb_flush_begin(flush)
             i.run(i, 0, i.units)
-            fb_flush_end(flushing, mode)
+            fb_flush_end(mode)
         if debug:
             check_guards(i, operands)
         return 0
@@ -157,7 +156,7 @@ cdef struct Job:
     Schedule* schedule
     Py_ssize_t start
     Py_ssize_t stop
-    bint flushing
+    unsigned mode    # the caller's, of floating point
 
 
 cdef void run_share(void* context, int rank, int threads) noexcept nogil:
@@ -167,7 +166,8 @@ cdef void run_share(void* context, int rank, int threads) noexcept nogil:
     cdef Item* item = s.items
     cdef Py_ssize_t* bounds = s.bounds + rank
     cdef Item* end = s.items + s.count
-    cdef unsigned mode = fb_flush_begin(job.flushing)
+    cdef unsigned own = fb_flush_begin(False)
+    fb_flush_end(job.mode)
     while item < end and item.first < job.start:
         item += 1
         bounds += threads + 1
@@ -180,7 +180,7 @@ cdef void run_share(void* context, int rank, int threads) noexcept nogil:
                       bounds[0], bounds[1], NULL)
         item += 1
         bounds += threads + 1
-    fb_flush_end(job.flushing, mode)
+    fb_flush_end(own)
 
 
 cdef fb_instruction* own_copy(Schedule* s, const fb_instruction* code, const Item* item, int rank) noexcept nogil:
@@ -357,11 +357,8 @@ cdef class Program(Executor):
 
     # --- by several threads
 
-    cdef void run(self, Py_ssize_t start, Py_ssize_t stop, bint flushing) noexcept nogil:
-        """Instructions start .. stop of a long program, by several threads where that takes less time.
-
-        Denormals are flushed or not in the caller's thread already.
-        """
+    cdef void run(self, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
+        """Instructions start .. stop, by several threads where that takes less time."""
         if pool_size() == 1 or not self.long_run:
             self.execute(start, stop)
         elif self.trials < TRIALS:
@@ -369,11 +366,11 @@ cdef class Program(Executor):
         elif not self.divide(pool_size(), False):
             self.execute(start, stop)
         elif start == 0 and stop == self.count:
-            self.run_watched(flushing)
-        elif not self.run_together(start, stop, flushing):
+            self.run_watched()
+        elif not self.run_together(start, stop):
             self.execute(start, stop)
 
-    cdef void run_watched(self, bint flushing) noexcept nogil:
+    cdef void run_watched(self) noexcept nogil:
         """A whole run by all threads, unless that took longer of late than a run by one.
 
         A thread whose processor has other work keeps the others waiting at each barrier. Then one
@@ -381,7 +378,7 @@ cdef class Program(Executor):
         """
         cdef double began = now_seconds(), took
         cdef bint well
-        if began >= self.resumes and self.run_together(0, self.count, flushing):
+        if began >= self.resumes and self.run_together(0, self.count):
             took = now_seconds() - began
             self.together += (took - self.together) / 8
             if self.together > self.alone:
@@ -418,14 +415,14 @@ cdef class Program(Executor):
                 self.rest = self.resumes = 0
         return self.schedule != NULL and self.schedule.worth
 
-    cdef bint run_together(self, Py_ssize_t start, Py_ssize_t stop, bint flushing) noexcept nogil:
+    cdef bint run_together(self, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
         """False, with nothing run, where the pool is not to be had."""
         cdef Job job
         job.code = self.code
         job.schedule = self.schedule
         job.start = start
         job.stop = stop
-        job.flushing = flushing
+        job.mode = fb_flush_begin(False)    # as it is
         return pool_run(run_share, &job, self.schedule.threads)
 
     def run_in_threads(self, int threads):
@@ -433,13 +430,13 @@ cdef class Program(Executor):
 
         For tests; None where the pool was busy.
         """
-        cdef bint flushing = flush, ran = False
+        cdef bint ran = False
         cdef unsigned mode
         with nogil:
-            mode = fb_flush_begin(flushing)
+            mode = fb_flush_begin(flush)
             if self.divide(threads, True):
-                ran = self.run_together(0, self.count, flushing)
-            fb_flush_end(flushing, mode)
+                ran = self.run_together(0, self.count)
+            fb_flush_end(mode)
         found = self.ran_by
         free_schedule(self.schedule)
         self.schedule = NULL
@@ -469,23 +466,21 @@ cdef class Program(Executor):
 
     cdef void run_short(self) noexcept nogil:
         """All instructions in their order, of a program without stages of Python."""
-        cdef bint flushing = flush    # another thread may change the global while this one runs
-        cdef unsigned mode = fb_flush_begin(flushing)
+        cdef unsigned mode = fb_flush_begin(flush)
         self.execute(0, self.count)
-        fb_flush_end(flushing, mode)
+        fb_flush_end(mode)
 
     cdef int run_once(self) except -1:
         """All stages in their order, without the interpreter's lock but for stages of Python."""
-        cdef bint flushing = flush    # another thread may change the global while this one runs
         cdef unsigned mode
         cdef Py_ssize_t start = 0, stop
         cdef Py_ssize_t call = 0, calls = len(self.calls)
         while True:
             stop = <Py_ssize_t> self.calls[call][0] if call < calls else self.count
             with nogil:
-                mode = fb_flush_begin(flushing)
-                self.run(start, stop, flushing)
-                fb_flush_end(flushing, mode)
+                mode = fb_flush_begin(flush)
+                self.run(start, stop)
+                fb_flush_end(mode)
             if call == calls:
                 return 0
             _, function, outputs, inputs = self.calls[call]
@@ -511,8 +506,7 @@ cdef class Program(Executor):
         """
         cdef Py_ssize_t k = 0, at, chunks, n
         cdef fb_instruction* i
-        cdef bint flushing = flush
-        cdef unsigned mode = fb_flush_begin(flushing)
+        cdef unsigned mode = fb_flush_begin(flush)
         while k < self.count:
             i = &self.code[k]
             chunks = (i.units + i.chunk - 1) // i.chunk
@@ -520,7 +514,7 @@ cdef class Program(Executor):
                 at = (chunks - 1 - n if order < 0 else n) * i.chunk
                 run_tiles(i, at, min(at + i.chunk, i.units), NULL)
             k += max(i.group, 1)
-        fb_flush_end(flushing, mode)
+        fb_flush_end(mode)
 
     cdef list measure(self, double seconds):
         """Runs for about so long, eight at least: the seconds of each instruction, of each stage of Python, of a run.
@@ -563,16 +557,15 @@ cdef class Program(Executor):
 
     cdef int run_timed(self, double* spent) except -1:
         """As `run_once`; spent[k] becomes the seconds of instruction k, then those of stages of Python."""
-        cdef bint flushing = flush
         cdef unsigned mode
         cdef double begin
         cdef Py_ssize_t call, calls = len(self.calls), at = 0, stop
         for call in range(calls + 1):
             stop = <Py_ssize_t> self.calls[call][0] if call < calls else self.count
             with nogil:
-                mode = fb_flush_begin(flushing)
+                mode = fb_flush_begin(flush)
                 self.execute_timed(at, stop, spent)
-                fb_flush_end(flushing, mode)
+                fb_flush_end(mode)
             at = stop
             if call < calls:
                 _, function, outputs, inputs = self.calls[call]

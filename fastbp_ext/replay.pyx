@@ -749,9 +749,8 @@ cdef class Replay:
         """Runs on the same arguments for a while, at most `times`; what the last returns, or RETRY."""
         cdef tuple made
         cdef Py_ssize_t _n, n = 0, block = 1
-        cdef double begin = now_seconds(), now
+        cdef double begin, now
         cdef unsigned mode
-        cdef bint flushing = flush
         made = self.begin() if self.repeats and not self.program.calls else None
         if made is not None:
             self.bind()
@@ -762,18 +761,19 @@ cdef class Replay:
         if not self.enter(True):
             return RETRY
         with nogil:
-            mode = fb_flush_begin(flushing)
+            mode = fb_flush_begin(flush)
+            begin = now_seconds()
             while True:
                 block = min(block, times - n)
                 for _n in range(block):
-                    self.program.run(0, self.program.count, flushing)
+                    self.program.run(0, self.program.count)
                 n += block
                 now = now_seconds()
                 if n == times or now - begin > SLICE:
                     break
                 # A look at the clock takes as long as a small program.
                 block = <Py_ssize_t> (SLICE / 32 * n / (now - begin + 1e-9)) + 1
-            fb_flush_end(flushing, mode)
+            fb_flush_end(mode)
         self.leave()
         done[0] += n
         self.finish(made)
@@ -804,24 +804,24 @@ cdef class Replay:
         """
         cdef tuple made = self.begin()
         cdef Tensor loss = <Tensor> made[0]
-        cdef double until = now_seconds() + SLICE
+        cdef double until
         cdef unsigned mode
-        cdef bint flushing = flush
         cdef Py_ssize_t k
         self.bind()
         if not self.enter(True):
             return at
         with nogil:
-            mode = fb_flush_begin(flushing)
+            mode = fb_flush_begin(flush)
+            until = now_seconds() + SLICE
             while at + size <= stop:
                 for k in range(feed.count):
                     self.program.place(feed.columns[k].slot, feed.rows(k, at, size))
-                self.program.run(0, self.program.count, flushing)
+                self.program.run(0, self.program.count)
                 total[0] += size * ((<float*> loss.data)[0] if loss.kind == FLOAT32 else (<double*> loss.data)[0])
                 at += size
                 if now_seconds() > until:
                     break
-            fb_flush_end(flushing, mode)
+            fb_flush_end(mode)
         self.leave()
         self.finish(made)
         return at

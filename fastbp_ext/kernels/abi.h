@@ -40,7 +40,7 @@ struct fb_instruction {
     Py_ssize_t stride[FB_OPERANDS][FB_DIMS];
 };
 
-/* Kernels run with denormals flushed to zero; the caller's mode comes back. */
+/* Kernels run with denormals flushed to zero; the caller's mode comes back, its flags of what happened too. */
 #if defined(__SSE2__)
 #include <xmmintrin.h>
 static inline unsigned fb_flush_begin(int flush) {
@@ -48,8 +48,8 @@ static inline unsigned fb_flush_begin(int flush) {
     if (flush) _mm_setcsr(mode | 0x8040u);
     return mode;
 }
-static inline void fb_flush_end(int flush, unsigned mode) {
-    if (flush) _mm_setcsr(mode);
+static inline void fb_flush_end(unsigned mode) {
+    _mm_setcsr(mode);
 }
 #elif defined(__aarch64__)
 static inline unsigned fb_flush_begin(int flush) {
@@ -58,12 +58,12 @@ static inline unsigned fb_flush_begin(int flush) {
     if (flush) __asm__ volatile("msr fpcr, %0" ::"r"(mode | (1ul << 24)));
     return (unsigned)mode;
 }
-static inline void fb_flush_end(int flush, unsigned mode) {
-    if (flush) __asm__ volatile("msr fpcr, %0" ::"r"((unsigned long)mode));
+static inline void fb_flush_end(unsigned mode) {
+    __asm__ volatile("msr fpcr, %0" ::"r"((unsigned long)mode));
 }
 #else
 static inline unsigned fb_flush_begin(int flush) { (void)flush; return 0; }
-static inline void fb_flush_end(int flush, unsigned mode) { (void)flush; (void)mode; }
+static inline void fb_flush_end(unsigned mode) { (void)mode; }
 #endif
 
 #endif
