@@ -6,8 +6,8 @@ from fastbp import machine
 from fastbp.limits import copy, multiply_adds
 from fastbp.planner.listing import Listing
 
-# Operations for each element of a parameter; all other stages but products count one for each element.
-_UPDATES = {"sgd": 4, "momentum": 7, "adam": 15}
+# Operations for each element; all other stages but products count one.
+_OPERATIONS = {"mul_add": 2, "sgd": 4, "momentum": 7, "adam": 15}
 _UNITS = ((1, "s"), (1e-3, "ms"), (1e-6, "us"), (1e-9, "ns"))
 _LEAST_BYTES = 1 << 12    # smaller stages are compared with the rate at which so much is copied
 
@@ -81,11 +81,11 @@ def _rows(replay, times):
 def _flop(stage):
     """2 m n k for a product, an optimizer's formula, else one operation for each element of the largest operand."""
     if stage.form == "product":
-        return 2 * stage.outputs[0].size * stage.inputs[0].shape[-1]
+        return stage.outputs[0].size * (2 * stage.inputs[0].shape[-1] + len(stage.inputs) - 2)    # + a bias
     if stage.form in ("call", "copy", "assign", "take", "place", "join", "convert"):
         return 0
     elements = max([t.size for t in (*stage.outputs, *stage.inputs)], default=1)
-    return elements * (_UPDATES.get(stage.name, 1) if stage.form == "update" else 1)
+    return elements * _OPERATIONS.get(stage.name, 1)
 
 
 def _bytes(stage):

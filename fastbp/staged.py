@@ -366,9 +366,10 @@ class Staged(Caller):
         The function runs for about `seconds`; what it changes is put back afterwards. (Numbers that it draws at
         random stay drawn, and an optimizer's state, which the first call makes, stays made.) The str() of what
         is returned is a table; its `rows` are the stages: mean seconds of a run that was not disturbed; FLOP:
-        2 m n k for a product, an optimizer's formula, else one for each element of the largest operand; bytes
-        that are read and written; and the share of the peak of this machine, which is measured first:
-        multiply-adds in a matrix product, or a copy of as many bytes. ValueError: `seconds` is no number above 0.
+        2 m n k for a product (m n more with its bias), an optimizer's formula, else one for each element of the
+        largest operand (two where it multiplies and adds); bytes that are read and written; and the share of the
+        peak of this machine, which is measured first: multiply-adds in a matrix product, or a copy of as many
+        bytes. ValueError: `seconds` is no number above 0.
         """
         # It measures the machine with staged functions.
         from fastbp.profile import profile_of

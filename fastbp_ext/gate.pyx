@@ -439,7 +439,7 @@ cdef class Gate:
         if self.loop == REDUCE or self.loop == REDUCE_ONE:
             return lower_reduce(to, kernel, y, x, params["axes"], self.averages)
         if self.loop == PRODUCT:
-            return lower_product(to, kernel, y, x, <Tensor> xs[1])
+            return lower_product(to, kernel, y, x, <Tensor> xs[1], xs[2] if len(xs) > 2 else None)
         if self.loop == COPY:
             return lower_copy(to, y, x)
         if self.loop == CONVERT:

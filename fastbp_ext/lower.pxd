@@ -7,7 +7,7 @@ cdef int lower_copy(Executor to, Tensor y, Tensor x) except -1
 cdef int lower_reduce(Executor to, void* kernel, Tensor y, Tensor x, object axes, bint average) except -1
 cdef int lower_fold(Executor to, void* kernel, Tensor y, Tensor x, bint blocks, double count) except -1
 cdef int lower_columns(Executor to, void* kernel, Tensor y, Tensor x, double count) except -1
-cdef int lower_product(Executor to, void* kernel, Tensor y, Tensor x, Tensor w) except -1
+cdef int lower_product(Executor to, void* kernel, Tensor y, Tensor x, Tensor w, Tensor b) except -1
 cdef int lower_rows(Executor to, void* kernel, int outputs, int n, void** operands, const double* c) except -1
 cdef int lower_take(Executor to, Tensor y, Tensor x, tuple indices, int axis) except -1
 cdef int lower_scatter(Executor to, void* kernel, Tensor y, Tensor dy, tuple indices, int axis) except -1

@@ -296,15 +296,16 @@ cdef int lower_columns(Executor to, void* kernel, Tensor y, Tensor x, double cou
     return to.put(&i, operands)
 
 
-cdef int lower_product(Executor to, void* kernel, Tensor y, Tensor x, Tensor w) except -1:
-    """y (..., m, n) = x (..., m, k) @ w (..., k, n), leading dimensions broadcast."""
+cdef int lower_product(Executor to, void* kernel, Tensor y, Tensor x, Tensor w, Tensor b) except -1:
+    """y (..., m, n) = x (..., m, k) @ w (..., k, n), leading dimensions broadcast; + b (n), unless that is None."""
     cdef fb_instruction i
     cdef int batch = y.rank - 2, d
-    cdef void* operands[3]
+    cdef void* operands[4]
     operands[0] = <void*> y
     operands[1] = <void*> x
     operands[2] = <void*> w
-    i.operands = 3
+    operands[3] = <void*> b
+    i.operands = 3 if b is None else 4
     i.outputs = 1
     i.kept = 0
     i.run = <fb_run> kernel
@@ -331,6 +332,10 @@ cdef int lower_product(Executor to, void* kernel, Tensor y, Tensor x, Tensor w) 
     i.stride[2][d] = 0
     i.stride[2][d + 1] = w.steps[w.rank - 1]
     i.stride[2][d + 2] = w.steps[w.rank - 2]
+    if b is not None:
+        set_operand(&i, 3, b)
+        broadcast_strides(i.stride[3], b, d + 2, 0)
+        i.stride[3][d + 2] = 0
     i.units = y.count // y.dims[batch + 1] if y.dims[batch + 1] else 0
     i.work = y.count * i.shape[d + 2]
     i.grain = 1

@@ -88,6 +88,21 @@ def test_larger_float32_products(m, k, n):
         assert same_bits(a @ b, expected), (a.numpy().strides, b.numpy().strides)
 
 
+@pytest.mark.parametrize("dtype", (np.float32, np.float64))
+@pytest.mark.parametrize("m, k, n", [
+    *product((1, 2, 5, 13, 37), (0, 1, 3, 4, 12, 13, 40), (1, 2, 4, 5, 8, 13, 16, 17, 32, 37, 64)),
+    (100, 64, 130), (70, 1100, 3), (3, 513, 70), (1, 512, 65), (130, 520, 130), (1, 513, 1), (600, 300, 20)])
+def test_a_bias_is_added_last(m, k, n, dtype):
+    """What a layer does in one stage: every product of the layouts, then the bias."""
+    x, w = operands(m, k, n, dtype)
+    b = np.random.default_rng(n).standard_normal(n).astype(dtype)
+    f = fb.staged(lambda xs, ws, b: [x @ w + b for x, w in product(xs, ws)])
+    made = f(layouts(x), layouts(w), b)
+    assert [s.name for s in f.replays[0].about.plan.stages if s.form == "product"] == 9 * ["matmul_add"]
+    for y, expected in zip(made, f.eager(layouts(x), layouts(w), b), strict=True):
+        assert same_bits(y, expected)
+
+
 @pytest.mark.parametrize("k", (33, 512, 513, 1030, 3600, 4096, 5000, 9000))
 def test_dot_products(k):
     x, w = operands(1, k, 1, np.float32)

@@ -61,6 +61,14 @@ def classified(x):
     return fb.value_and_grad(lambda t: fb.cross_entropy(t * 2.0, np.array([3, 1, 19])))(x)
 
 
+def layered(x):
+    """multiply_add: a bias joins its layer's product, and the gradients at a fork add up as they are multiplied."""
+    def f(x):
+        h = fb.tanh(x @ fb.ones((20, 6)) + x[0, :6])
+        return (h * x[:, :6].reshape(3, 6) + fb.exp(h)).sum()
+    return fb.value_and_grad(f)(x)
+
+
 WEIGHTS = fb.zeros((20, 6), requires_grad=True), fb.zeros((6,), requires_grad=True)
 DESCENT = optim.SGD(WEIGHTS, lr=0.1)
 
@@ -97,7 +105,8 @@ def chains(x):
 
 
 PROGRAMS = {"dead": unused, "constant": constants, "same": repeated, "fold": reshaped, "join": classified,
-            "advance": updated, "split": total, "postpone": between, "in_place": overwritten, "fuse": chains}
+            "multiply_add": layered, "advance": updated, "split": total, "postpone": between,
+            "in_place": overwritten, "fuse": chains}
 
 
 def test_every_pass_has_a_program():
@@ -124,6 +133,8 @@ def test_a_pass_fires_and_its_program_is_golden(name, monkeypatch):
     elif name == "advance":
         names = [s.name for s in plan_of(with_it).stages]
         assert names.index("sgd") < len(names) - 1 and [s.name for s in plan_of(without).stages][-2:] == ["sgd", "sgd"]
+    elif name == "same":
+        assert [[s.name for s in plan_of(f).stages].count("div") for f in (with_it, without)] == [2, 3]
     elif name == "postpone":
         assert len({s.group for s in plan_of(with_it).stages}) < len({s.group for s in plan_of(without).stages}) + 1
     else:
@@ -205,7 +216,7 @@ def test_bias_and_activation_or_the_update_run_on_strips_of_a_product(optimizer,
         assert_same(found, steps[2](x, y))
         monkeypatch.delenv("FASTBP_PASSES_OFF")
     kernel = {"sgd": "sgd", "decay": "sgd", "adam": "adam", "adamw": "adam"}.get(optimizer, "momentum")
-    forward, backward = ["matmul", "add", "relu", "sub", "square"], ["matmul", kernel]
+    forward, backward = ["matmul_add", "relu", "sub", "square"], ["matmul", kernel]
     assert strip_groups(steps[0]) == ([forward] if inputs == 60 else [backward]) and not strip_groups(steps[2])
     for p, q, r in zip(*[layer.parameters() for layer in layers], strict=True):
         assert same_bits(p, q) and same_bits(p, r)
@@ -286,7 +297,7 @@ def test_the_bias_gradient_of_a_hidden_layer_runs_on_strips():
         return loss
 
     step(fb.ones(3072, 60), np.zeros(3072, int))
-    assert strip_groups(step) == [["matmul", "add", "relu"], ["matmul", "relu_grad", "sum_columns"]]
+    assert strip_groups(step) == [["matmul_add", "relu"], ["matmul", "relu_grad", "sum_columns"]]
     golden("strips-bias.txt", str(step.stages()))
 
 

@@ -13,6 +13,7 @@ from fastbp.planner.fold import fold
 from fastbp.planner.fuse import fuse
 from fastbp.planner.in_place import in_place
 from fastbp.planner.join import join
+from fastbp.planner.multiply_add import multiply_add
 from fastbp.planner.plan import Plan
 from fastbp.planner.postpone import postpone
 from fastbp.planner.same import same
@@ -20,7 +21,8 @@ from fastbp.planner.split import split
 from fastbp.planner.verify import verify
 
 PASSES = {"dead": dead, "constant": constant, "same": same, "fold": fold, "join": join,
-          "advance": advance, "split": split, "postpone": postpone, "in_place": in_place, "fuse": fuse}
+          "multiply_add": multiply_add, "advance": advance, "split": split, "postpone": postpone,
+          "in_place": in_place, "fuse": fuse}
 
 
 def plan(recording):

@@ -18,7 +18,9 @@ def fold(plan):
         if stage.form != "copy" or id(stage.outputs[0]) in plan.fixed:
             continue
         x, uses = stage.inputs[0], readers.get(id(stage.outputs[0]), [])
-        if not uses or not x.size or len(uses) > 1 and not x._repeating or _changes(plan, x, n, uses[-1][0]):
+        if not uses or not x.size or len(uses) > 1 and not x._repeating:
+            continue
+        if not x._abstract and plan.changes(n, uses[-1][0]):
             continue
         views = [_through(t, x) for _, _, t in uses]
         if all(v is not None and _walks(plan.stages[m], k, v) for (m, k, _), v in zip(uses, views, strict=True)):
@@ -28,11 +30,6 @@ def fold(plan):
                 readers.setdefault(id(view._root), []).append((m, k, view))
             folded.add(stage)
     drop(plan, lambda stage: stage not in folded)
-
-
-def _changes(plan, x, start, stop):
-    """Whether a stage from one place to another, included, changes memory that x may lie in."""
-    return not x._abstract and any(s.lasts and s.writes for s in plan.stages[start:stop + 1])
 
 
 def _through(t, x):

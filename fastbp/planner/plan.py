@@ -111,6 +111,10 @@ class Plan:
             root = self.shares[id(root)]
         return root if root._abstract else None
 
+    def changes(self, start, stop):
+        """Whether a stage from one place to another, included, changes memory that outlives the program."""
+        return any(s.lasts and s.writes for s in self.stages[start:stop + 1])
+
     def captured(self):
         """The tensors of others that the stages touch or look at, each once."""
         found = {id(t): t for s in self.stages for t in (*s.outputs, *s.inputs) if not t._abstract}

@@ -9,6 +9,7 @@ from libc.math cimport pow as libm_pow
 
 ctypedef vec (*unary_gate)(vec x, const double* c) noexcept nogil
 ctypedef vec (*binary_gate)(vec x, vec y, const double* c) noexcept nogil
+ctypedef vec (*ternary_gate)(vec x, vec y, vec z) noexcept nogil
 ctypedef mask (*comparison)(vec x, vec y) noexcept nogil
 
 
@@ -77,6 +78,19 @@ cdef inline void spread(char** p, Py_ssize_t n, const double* c, binary_gate f, 
         n -= LANES
 
 
+cdef inline void ternary(char** p, Py_ssize_t n, ternary_gate f) noexcept nogil:
+    cdef real* y = <real*> p[0]
+    cdef real* a = <real*> p[1]
+    cdef real* b = <real*> p[2]
+    cdef real* x = <real*> p[3]
+    cdef Py_ssize_t i = 0
+    while i + LANES <= n:
+        store_all(y + i, f(load_all(a + i), load_all(b + i), load_all(x + i)))
+        i += LANES
+    if i < n:
+        store_rest(y + i, f(load_rest(a + i, n - i), load_rest(b + i, n - i), load_rest(x + i, n - i)), n - i)
+
+
 cdef inline void compare(char** p, Py_ssize_t n, comparison f) noexcept nogil:
     cdef unsigned char* z = <unsigned char*> p[0]
     cdef real* x = <real*> p[1]
@@ -132,19 +146,10 @@ cdef inline void pow(char** p, Py_ssize_t n, const double* c) noexcept nogil: bi
 cdef inline void maximum(char** p, Py_ssize_t n, const double* c) noexcept nogil: binary(p, n, c, v_maximum)
 cdef inline void minimum(char** p, Py_ssize_t n, const double* c) noexcept nogil: binary(p, n, c, v_minimum)
 
-cdef inline void clip(char** p, Py_ssize_t n, const double* c) noexcept nogil:
-    """y = min(max(x, low), high); p: y, x, low, high."""
-    cdef real* y = <real*> p[0]
-    cdef real* x = <real*> p[1]
-    cdef real* low = <real*> p[2]
-    cdef real* high = <real*> p[3]
-    cdef Py_ssize_t i = 0
-    while i + LANES <= n:
-        store_all(y + i, vmin(vmax(load_all(x + i), load_all(low + i)), load_all(high + i)))
-        i += LANES
-    if i < n:
-        store_part(y + i, vmin(vmax(load_part(x + i, n - i), load_part(low + i, n - i)), load_part(high + i, n - i)),
-                   n - i)
+cdef inline vec v_clip(vec x, vec low, vec high) noexcept nogil: return vmin(vmax(x, low), high)
+cdef inline vec v_mul_add(vec x, vec y, vec z) noexcept nogil: return x * y + z    # rounded twice, as mul and add
+cdef inline void clip(char** p, Py_ssize_t n, const double* c) noexcept nogil: ternary(p, n, v_clip)
+cdef inline void mul_add(char** p, Py_ssize_t n, const double* c) noexcept nogil: ternary(p, n, v_mul_add)
 
 cdef inline void where(char** p, Py_ssize_t n, const double* c) noexcept nogil:
     """z = x where the condition holds, else y; p: z, condition (bytes), x, y."""
@@ -244,7 +249,7 @@ cdef inline dict elementwise_kernels():
         "add": <size_t> &add, "sub": <size_t> &sub, "mul": <size_t> &mul, "div": <size_t> &div,
         "pow": <size_t> &pow, "number_pow": <size_t> &number_pow,
         "maximum": <size_t> &maximum, "minimum": <size_t> &minimum,
-        "clip": <size_t> &clip, "where": <size_t> &where,
+        "clip": <size_t> &clip, "where": <size_t> &where, "mul_add": <size_t> &mul_add,
         "lt": <size_t> &less, "le": <size_t> &less_equal, "eq": <size_t> &equal,
         "ne": <size_t> &not_equal, "gt": <size_t> &greater, "ge": <size_t> &greater_equal,
         "sigmoid": <size_t> &sigmoid_, "tanh": <size_t> &tanh_, "softplus": <size_t> &softplus_,

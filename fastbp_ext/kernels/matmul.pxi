@@ -23,7 +23,8 @@ cdef extern from "tile.h" nogil:
         Py_ssize_t k
         Py_ssize_t last
         Py_ssize_t rows
-        int add
+        const char* add
+        Py_ssize_t add_row
 
     enum:
         FB_ROWS_1
@@ -66,6 +67,7 @@ cdef struct product:
     Py_ssize_t b_k
     Py_ssize_t b_column
     bint turned  # C is written transposed: its columns are c_row apart
+    const char* bias  # n numbers that are added to every row, or NULL; not where C is turned or k has blocks
 
 
 cdef inline Py_ssize_t block_of(Py_ssize_t k) noexcept nogil:
@@ -77,17 +79,20 @@ cdef inline Py_ssize_t block_of(Py_ssize_t k) noexcept nogil:
     return ((k + count - 1) // count + 15) & -16
 
 
-cdef inline void run_blocks(fb_tile_run run, fb_tile* t, Py_ssize_t k, Py_ssize_t block, bint add) noexcept nogil:
-    """One tile of C: its blocks of k, one after the other."""
+cdef inline void run_blocks(fb_tile_run run, fb_tile* t, Py_ssize_t k, Py_ssize_t block, const char* bias,
+                            bint add) noexcept nogil:
+    """One tile of C: its blocks of k, one after the other; a bias only where there is one block."""
     cdef Py_ssize_t left = k
-    t.add = add
+    t.add = t.c if add else bias
+    t.add_row = t.c_row if add else 0
     t.k = min(block, left)
     run(t)
+    t.add = t.c
+    t.add_row = t.c_row
     while left > block:
         left -= block
         t.a += block * t.a_k
         t.b += block * t.b_k
-        t.add = 1
         t.k = min(block, left)
         run(t)
 
@@ -100,7 +105,7 @@ cdef inline int doublings_of(Py_ssize_t n, Py_ssize_t a_k, Py_ssize_t k) noexcep
 
 
 cdef inline void run_tiles(fb_tile* t, Py_ssize_t rows, Py_ssize_t vectors, int doublings, Py_ssize_t limit,
-                           Py_ssize_t k, Py_ssize_t block, bint add) noexcept nogil:
+                           Py_ssize_t k, Py_ssize_t block, const char* bias, bint add) noexcept nogil:
     """Rows of a panel, in tiles as equally high as can be, so none is a sliver."""
     cdef:
         Py_ssize_t units = rows >> doublings, count = 1, height = units, higher = 0, r
@@ -118,7 +123,7 @@ cdef inline void run_tiles(fb_tile* t, Py_ssize_t rows, Py_ssize_t vectors, int 
         t.b = b
         t.c = c
         run_blocks(narrow_of(<const real*>c, height, 1 << doublings) if doublings else
-                   tile_of(<const real*>c, height, vectors), t, k, block, add)
+                   tile_of(<const real*>c, height, vectors), t, k, block, bias, add)
         a += (height << doublings) * t.a_row
         c += (height << doublings) * t.c_row
     t.a = a
@@ -132,7 +137,7 @@ cdef inline Py_ssize_t highest(Py_ssize_t vectors) noexcept nogil:
 
 
 cdef inline void run_rows(fb_tile* t, Py_ssize_t rows, Py_ssize_t vectors, Py_ssize_t k, Py_ssize_t block,
-                          bint add) noexcept nogil:
+                          const char* bias, bint add) noexcept nogil:
     """A panel of C; rows that do not fill a vector with others come last."""
     cdef:
         int doublings = doublings_of(t.last, t.a_k, k) if vectors == 1 else 0
@@ -140,13 +145,15 @@ cdef inline void run_rows(fb_tile* t, Py_ssize_t rows, Py_ssize_t vectors, Py_ss
     if k <= FB_SHORT and vectors <= 2 and not (add or doublings):
         t.k = k
         t.rows = rows
+        t.add = bias
         short_of(<const real*>t.c, k, vectors)(t)
         return
     while rows > 0:
         if rows < 1 << doublings:
             doublings = 0
         some = rows & -(<Py_ssize_t>1 << doublings)
-        run_tiles(t, some, vectors, doublings, FB_NARROW_ROWS if doublings else highest(vectors), k, block, add)
+        run_tiles(t, some, vectors, doublings, FB_NARROW_ROWS if doublings else highest(vectors), k, block,
+                  bias, add)
         rows -= some
 
 
@@ -194,6 +201,7 @@ cdef inline void run_panel(const product* p, fb_tile* t, Py_ssize_t rows, Py_ssi
         Py_ssize_t r = 0, some = rows
         const char* a = t.a
         const char* b = t.b
+        const char* bias = p.bias + column * <Py_ssize_t>sizeof(real) if p.bias != NULL else NULL
     if p.turned:
         some = LANES
         t.c_row = vectors * LANES * <Py_ssize_t>sizeof(real)
@@ -203,7 +211,7 @@ cdef inline void run_panel(const product* p, fb_tile* t, Py_ssize_t rows, Py_ssi
         t.b = b
         if p.turned:
             t.c = <char*>part
-        run_rows(t, some, vectors, k, block, add)
+        run_rows(t, some, vectors, k, block, bias, add)
         if p.turned:
             turn(p, part, vectors * LANES, r, some, column, (vectors - 1) * LANES + t.last)
         r += some
@@ -218,6 +226,7 @@ cdef inline void multiply_row(const product* p) noexcept nogil:
         # Long rows of a transposed B, a power of 2 apart, drive each other out of L1.
         bint few = not transposed or 4 * LANES * max(p.b_column, -p.b_column) <= FB_L1
         Py_ssize_t block = block_of(p.k), left = (p.n + LANES - 1) // LANES, done = 0, v, width, j
+        const char* bias
     t.a_row = t.c_row = 0
     t.a_k = p.a_k
     t.b_k = p.b_k
@@ -228,12 +237,13 @@ cdef inline void multiply_row(const product* p) noexcept nogil:
         t.a = p.a
         t.b = p.b + done * p.b_column
         t.c = <char*>part if p.turned else p.c + done * <Py_ssize_t>sizeof(real)
+        bias = p.bias + done * <Py_ssize_t>sizeof(real) if p.bias != NULL else NULL
         if transposed:
             t.last = width
-            run_blocks(column_of(<const real*>t.c), &t, p.k, block, False)
+            run_blocks(column_of(<const real*>t.c), &t, p.k, block, bias, False)
         else:
             t.last = width - (v - 1) * LANES
-            run_blocks(tile_of(<const real*>t.c, 1, v), &t, p.k, block, False)
+            run_blocks(tile_of(<const real*>t.c, 1, v), &t, p.k, block, bias, False)
         if p.turned:
             for j in range(width):
                 (<real*>(p.c + (done + j) * p.c_row))[0] = part[j]
@@ -332,7 +342,8 @@ cdef inline void multiply_tile(const product* p, Py_ssize_t vectors) noexcept no
     t.c_row = p.c_row
     t.k = p.k
     t.last = p.n - (vectors - 1) * LANES
-    t.add = False
+    t.add = p.bias
+    t.add_row = 0
     tile_of(<const real*>t.c, p.m, vectors)(&t)
 
 
@@ -346,7 +357,7 @@ cdef inline void multiply_few(const product* p) noexcept nogil:
             for q in range(p.k):
                 sum = fma_one((<const real*> (p.a + r * p.a_row + q * p.a_k))[0],
                               (<const real*> (p.b + q * p.b_k + j * p.b_column))[0], sum)
-            (<real*> (p.c + r * p.c_row))[j] = sum
+            (<real*> (p.c + r * p.c_row))[j] = sum + (<const real*>p.bias)[j] if p.bias != NULL else sum
 
 
 cdef inline void multiply_dot(const product* p) noexcept nogil:
@@ -379,6 +390,12 @@ cdef inline void multiply_dot(const product* p) noexcept nogil:
     (<real*>p.c)[0] = total
 
 
+cdef inline void add_rows(const product* p, const char* bias) noexcept nogil:
+    cdef Py_ssize_t r
+    for r in range(p.m if bias != NULL else 0):
+        fold_into(<real*>(p.c + r * p.c_row), <const real*>bias, p.n, fold_sum)
+
+
 cdef inline bint turns(const product* p) noexcept nogil:
     """Whether the transposed product is the faster way to the same sums."""
     cdef Py_ssize_t high, wide, copied
@@ -400,12 +417,17 @@ cdef inline bint turns(const product* p) noexcept nogil:
 
 
 cdef inline void matmul(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
-    """C[.., m, n] = sum over k of A[.., m, k] * B[.., k, n], rows [start, stop) of all (.., m)."""
+    """C[.., m, n] = sum over k of A[.., m, k] * B[.., k, n], rows [start, stop) of all (.., m).
+
+    A fourth operand is a bias of n numbers, which is added to every row: as the tiles are stored,
+    or, where that is simple no more, behind the product.
+    """
     cdef:
         Py_ssize_t d = i.ndim - 3, m = i.shape[i.ndim - 3], row, index, place, e, r, j, vectors
         const Py_ssize_t* c = i.stride[0]
         const Py_ssize_t* a = i.stride[1]
         const Py_ssize_t* b = i.stride[2]
+        const char* bias = i.p[3] if i.operands > 3 else NULL
         product p, q
         const product* way
     p.n = i.shape[d + 1]
@@ -414,6 +436,7 @@ cdef inline void matmul(const fb_instruction* i, Py_ssize_t start, Py_ssize_t st
         return
     vectors = (p.n + LANES - 1) // LANES
     p.turned = False
+    p.bias = bias if p.k <= FB_BLOCK else NULL
     p.c_row = c[d]
     p.a_row = a[d]
     p.a_k = a[d + 2]
@@ -452,9 +475,11 @@ cdef inline void matmul(const fb_instruction* i, Py_ssize_t start, Py_ssize_t st
             for r in range(p.m):
                 for j in range(p.n):
                     (<real*>(p.c + r * p.c_row))[j] = 0
+            add_rows(&p, bias)
             continue
         if p.m == 1 and p.n == 1:
             multiply_dot(&p)
+            add_rows(&p, bias)
             continue
         if p.b_column != sizeof(real):
             if p.m * p.n * p.k <= FB_FEW:
@@ -478,7 +503,10 @@ cdef inline void matmul(const fb_instruction* i, Py_ssize_t start, Py_ssize_t st
             q.a_k = p.b_k
             q.b_k = p.a_k
             q.b_column = p.a_row
+            q.bias = NULL
         multiply(way)
+        if bias != way.bias:
+            add_rows(&p, bias)
 
 
 cdef inline dict matmul_kernels():

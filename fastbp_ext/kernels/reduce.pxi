@@ -94,6 +94,20 @@ cdef inline real fold_block(const real* x, Py_ssize_t n, real identity, fold f) 
     return fold_quarters(sum, n, f)
 
 
+cdef inline real fold_pairs(const real* x, Py_ssize_t n, fold f) noexcept nogil:
+    """The results of n <= SUM_BLOCK blocks in one, level by level: the order of `carry`."""
+    cdef real level[SUM_BLOCK]
+    cdef Py_ssize_t j
+    while n > 1:
+        for j in range(n // 2):
+            level[j] = first_lane(f(splat(x[2 * j]), splat(x[2 * j + 1])))
+        if n & 1:
+            level[n // 2] = x[n - 1]
+        n = (n + 1) // 2
+        x = level
+    return x[0]
+
+
 # --- a fold: its loops over elements are compiled for each, all around them once
 
 ctypedef real (*block_loop)(const real* x, Py_ssize_t n) noexcept nogil
@@ -104,6 +118,7 @@ cdef struct folding:
     real identity
     fold f
     block_loop block          # fold_block
+    block_loop pairs          # fold_pairs
     columns_loop columns      # fold_columns
     lanes_loop lanes          # fold_16
 
@@ -114,9 +129,13 @@ cdef extern from "simd.h" nogil:
     reduction outlined_reduction "FB_OUTLINED"(reduction f)
 
 cdef inline real block_sum(const real* x, Py_ssize_t n) noexcept nogil: return fold_block(x, n, 0, fold_sum)
+cdef inline real pairs_sum(const real* x, Py_ssize_t n) noexcept nogil: return fold_pairs(x, n, fold_sum)
 cdef inline real block_prod(const real* x, Py_ssize_t n) noexcept nogil: return fold_block(x, n, 1, fold_prod)
+cdef inline real pairs_prod(const real* x, Py_ssize_t n) noexcept nogil: return fold_pairs(x, n, fold_prod)
 cdef inline real block_max(const real* x, Py_ssize_t n) noexcept nogil: return fold_block(x, n, -INFINITY, fold_max)
+cdef inline real pairs_max(const real* x, Py_ssize_t n) noexcept nogil: return fold_pairs(x, n, fold_max)
 cdef inline real block_min(const real* x, Py_ssize_t n) noexcept nogil: return fold_block(x, n, INFINITY, fold_min)
+cdef inline real pairs_min(const real* x, Py_ssize_t n) noexcept nogil: return fold_pairs(x, n, fold_min)
 cdef inline void columns_sum(const char* x, Py_ssize_t step, Py_ssize_t n, Py_ssize_t width, vec* lane) noexcept nogil:
     fold_columns(x, step, n, width, splat(0), fold_sum, lane)
 cdef inline void columns_prod(const char* x, Py_ssize_t step, Py_ssize_t n, Py_ssize_t width, vec* lane) noexcept nogil:
@@ -129,24 +148,25 @@ cdef inline vec lanes_sum(vec* lane) noexcept nogil: return fold_16(lane, fold_s
 cdef inline vec lanes_prod(vec* lane) noexcept nogil: return fold_16(lane, fold_prod)
 cdef inline vec lanes_max(vec* lane) noexcept nogil: return fold_16(lane, fold_max)
 cdef inline vec lanes_min(vec* lane) noexcept nogil: return fold_16(lane, fold_min)
-cdef inline folding folding_of(real identity, fold f, block_loop block, columns_loop columns,
+cdef inline folding folding_of(real identity, fold f, block_loop block, block_loop pairs, columns_loop columns,
                                lanes_loop lanes) noexcept nogil:
     cdef folding how
     how.identity = identity
     how.f = f
     how.block = block
+    how.pairs = pairs
     how.columns = columns
     how.lanes = lanes
     return how
 
 cdef inline folding sums() noexcept nogil:
-    return folding_of(0, fold_sum, block_sum, columns_sum, lanes_sum)
+    return folding_of(0, fold_sum, block_sum, pairs_sum, columns_sum, lanes_sum)
 cdef inline folding prods() noexcept nogil:
-    return folding_of(1, fold_prod, block_prod, columns_prod, lanes_prod)
+    return folding_of(1, fold_prod, block_prod, pairs_prod, columns_prod, lanes_prod)
 cdef inline folding maxima() noexcept nogil:
-    return folding_of(-INFINITY, fold_max, block_max, columns_max, lanes_max)
+    return folding_of(-INFINITY, fold_max, block_max, pairs_max, columns_max, lanes_max)
 cdef inline folding minima() noexcept nogil:
-    return folding_of(INFINITY, fold_min, block_min, columns_min, lanes_min)
+    return folding_of(INFINITY, fold_min, block_min, pairs_min, columns_min, lanes_min)
 
 
 cdef inline int carry(real* level, Py_ssize_t width, Py_ssize_t blocks, Py_ssize_t n, fold f) noexcept nogil:
@@ -270,6 +290,7 @@ cdef inline void reduce_columns(const fb_instruction* i, Py_ssize_t start, Py_ss
         for d in range(i.kept, i.ndim):
             at[d] = 0
         blocks = top = 0
+        total = splat(how.identity)
         j = 0
         while j < n:
             in_block = min(n - j, block)
@@ -294,15 +315,18 @@ cdef inline void reduce_columns(const fb_instruction* i, Py_ssize_t start, Py_ss
             if quarters > 2:
                 for r in range(SUM_LANES):
                     lane[0][r] = f(lane[0][r], lane[2][r])
-            store_all(level[top], how.lanes(lane[0]))
-            top = carry(level[0], SUM_LANES, blocks, width, f)
+            total = how.lanes(lane[0])
+            if n > block:
+                store_all(level[top], total)
+                top = carry(level[0], SUM_LANES, blocks, width, f)
             blocks += 1
             j += in_block
         while top > 1:
             fold_into(level[top - 2], level[top - 1], width, f)
             top -= 1
         y = place(i, 0, 0, i.kept, m)
-        total = load_all(level[0]) if n else splat(how.identity)
+        if n > block:
+            total = load_all(level[0])
         if i.c[0] != 1:
             total = total / splat(i.c[0])
         if i.stride[0][i.kept - 1] == sizeof(real):
@@ -405,11 +429,12 @@ cdef inline void combine(const fb_instruction* i, Py_ssize_t start, Py_ssize_t s
     """y = the blocks' results x, in the order of every sum, divided by c[0]."""
     cdef real level[SUM_LEVELS]
     cdef const real* x = <const real*> i.p[1]
-    cdef Py_ssize_t b
+    cdef Py_ssize_t b = 0
     cdef int top = 0
-    for b in range(i.shape[0]):
-        level[top] = x[b]
-        top = carry(level, 1, b, 1, how.f)
+    while b < i.shape[0]:
+        level[top] = how.pairs(x + b, min(i.shape[0] - b, <Py_ssize_t> SUM_BLOCK))
+        top = carry(level, 1, b // SUM_BLOCK, 1, how.f)
+        b += SUM_BLOCK
     (<real*> i.p[0])[0] = fold_level(level, top, how.f) / <real> i.c[0]
 
 

@@ -22,7 +22,8 @@ typedef struct {
     const char *a, *b;
     char *c;
     Py_ssize_t a_row, a_k, b_k, b_column, c_row, k, last, rows;
-    int add; /* 1: to what C holds (an earlier block), 0: C is written */
+    const char *add;    /* what the sums are added to: C itself, of earlier blocks; a bias; or nothing, NULL */
+    Py_ssize_t add_row; /* c_row for C, 0 for a bias */
 } fb_tile;
 
 /* How many rows a tile of 1, 2, 3, 4 and 8 vectors can have: accumulators,
@@ -100,11 +101,12 @@ FB_EDGE(f64, double)
             } \
         } \
         char *c = t->c; \
-        Py_ssize_t c_row = t->c_row; \
-        if (t->add) \
+        Py_ssize_t c_row = t->c_row, add_row = t->add_row; \
+        const char *add = t->add; \
+        if (add) \
             FB_UNROLL for (int r = 0; r < R; r++) \
                 FB_UNROLL for (int v = 0; v < V; v++) { \
-                    const T *p = (const T *)(c + r * c_row) + v * LANES_##S; \
+                    const T *p = (const T *)(add + r * add_row) + v * LANES_##S; \
                     acc[r * V + v] += v < V - 1 ? load_all_##S(p) : load_edge_##S(p, last); \
                 } \
         FB_UNROLL for (int r = 0; r < R; r++) { \
@@ -211,21 +213,26 @@ FB_INLINE vec_f64 load_groups_f64(int G, const double *p, Py_ssize_t n) {
             FB_UNROLL for (int i = 0; i < G * R; i += 4) { four[i / 4] += sizeof(T); FB_OPAQUE(four[i / 4]) } \
         } \
         char *c = t->c; \
-        if (last * G == L && t->c_row == L / G * sizeof(T) && !t->add) { \
+        const char *add = t->add; \
+        if (add && t->add_row == 0) { \
+            FB_UNROLL for (int r = 0; r < R; r++) acc[r] += load_groups_##S(G, (const T *)add, last); \
+            add = NULL; \
+        } \
+        if (last * G == L && t->c_row == L / G * sizeof(T) && !add) { \
             FB_UNROLL for (int r = 0; r < R; r++) store_all_##S((T *)c + r * L, acc[r]); \
         } else { \
             T part[FB_NARROW_ROWS * L]; \
             FB_UNROLL for (int r = 0; r < R; r++) store_all_##S(part + r * L, acc[r]); \
             for (const T *from = part; from < part + R * L; from += L / G, c += t->c_row) { \
                 vec_##S v = load_groups_##S(G, from, last); \
-                if (t->add) v += load_edge_##S((const T *)c, last); \
+                if (add) v += load_edge_##S((const T *)c, last); \
                 store_edge_##S((T *)c, v, last); \
             } \
         } \
     } \
     FB_INLINE void short_##S(int K, int V, const fb_tile *t) { \
         enum { L = LANES_##S }; \
-        vec_##S y[2 * FB_SHORT]; \
+        vec_##S y[2 * FB_SHORT], bias[2] = {{0}, {0}}; \
         const char *a = t->a; \
         char *c = t->c; \
         Py_ssize_t last = t->last; \
@@ -233,12 +240,18 @@ FB_INLINE vec_f64 load_groups_f64(int G, const double *p, Py_ssize_t n) {
             const T *b = (const T *)(t->b + i / V * t->b_k) + i % V * L; \
             y[i] = FB_MASKED && i % V == V - 1 ? load_part_##S(b, last) : load_all_##S(b); \
         } \
+        const T *add = (const T *)t->add; \
+        if (add) \
+            FB_UNROLL for (int v = 0; v < V; v++) \
+                bias[v] = v < V - 1 ? load_all_##S(add + v * L) : load_edge_##S(add + v * L, last); \
         for (Py_ssize_t r = t->rows; r > 0; r--, a += t->a_row, c += t->c_row) { \
             vec_##S acc[2] = {{0}, {0}}; \
             FB_UNROLL for (int k = 0; k < K; k++) { \
                 vec_##S x = FB_SPREAD(S, *(const T *)(a + k * t->a_k)); \
                 FB_UNROLL for (int v = 0; v < V; v++) acc[v] = fma_##S(x, y[k * V + v], acc[v]); \
             } \
+            if (add) \
+                FB_UNROLL for (int v = 0; v < V; v++) acc[v] += bias[v]; \
             FB_UNROLL for (int v = 0; v < V - 1; v++) store_all_##S((T *)c + v * L, acc[v]); \
             store_edge_##S((T *)c + (V - 1) * L, acc[V - 1], last); \
         } \
@@ -379,7 +392,7 @@ FB_INLINE fb_tile_run short_of_f64(const double *type, Py_ssize_t k, Py_ssize_t 
         for (Py_ssize_t v = 0; v * L < p->last; v++) { \
             T *c = (T *)p->c + v * L; \
             Py_ssize_t m = p->last - v * L; \
-            if (p->add) acc[v] += load_##S(c, m); \
+            if (p->add) acc[v] += load_##S((const T *)p->add + v * L, m); \
             store_##S(c, acc[v], m); \
         } \
     } \
