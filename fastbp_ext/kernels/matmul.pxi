@@ -37,9 +37,9 @@ cdef extern from "tile.h" nogil:
         FB_MASKED
         FB_BLOCK
         FB_SCRATCH
-        FB_A_SCRATCH
         FB_FAR
         FB_NEAR
+        FB_REACH
         FB_L1
         FB_PACK_ROWS
         FB_FEW
@@ -257,16 +257,13 @@ cdef inline void multiply(const product* p) noexcept nogil:
         fb_tile t
         real part[LANES * 4 * LANES]
         char memory[FB_SCRATCH + 64]
-        char a_memory[FB_A_SCRATCH + 64]
         real* scratch = <real*>(memory + (-<Py_ssize_t>memory & 63))
-        real* a_scratch = <real*>(a_memory + (-<Py_ssize_t>a_memory & 63))
         Py_ssize_t size = sizeof(real), vectors = (p.n + LANES - 1) // LANES, block = block_of(p.k)
         Py_ssize_t widest = 4 if p.m <= FB_ROWS_4 else 3
         Py_ssize_t at_once = p.m, first = 0, done, rows, left, v, piece, k
-        bint transposed = p.n > 1 and p.b_column != size, edge, packed, strided = False
+        bint transposed = p.n > 1 and p.b_column != size, edge, packed
         # The last vector is a panel of its own where its few columns take several rows a vector.
         bint apart = vectors > 1 and p.n % LANES and p.m >= LANES and doublings_of(p.n % LANES, p.a_k, p.k) > 0
-        const char* a
     if p.m == 1 and (transposed or FB_MASKED or p.n % LANES == 0):
         multiply_row(p)
         return
@@ -277,23 +274,14 @@ cdef inline void multiply(const product* p) noexcept nogil:
         widest = 2
     if transposed:
         widest = min(widest, 3)
-    # A copy of B pays where many tiles read its rows and they do not stay in L2, or, a multiple
-    # of 4 KB apart, in the few lines of L1 that they share.
-    packed = transposed or p.m >= FB_PACK_ROWS and (p.k * max(p.b_k, -p.b_k) > FB_FAR or p.b_k & 4095 == 0)
+    # A copy of B pays where many tiles read its rows and they lie on too many pages or, a multiple
+    # of 4 KB apart, in the few lines of the caches that they share (strips read them faster there).
+    packed = (transposed or p.m >= FB_PACK_ROWS and p.k * max(p.b_k, -p.b_k) > FB_REACH
+              or p.m >= 2 * FB_PACK_ROWS and p.b_k & 4095 == 0)
     if p.m > 2 * FB_ROWS_2 and not p.turned:
-        # Columns of A that lie 2 KB or 4 KB apart share a few lines of the cache, and a
-        # low tile does not use up a line before it is gone.
-        strided = p.a_row == size and p.a_k & 2047 == 0 and FB_ROWS_2 * size <= 48 and p.k <= FB_BLOCK and vectors > 4
-        at_once = (FB_A_SCRATCH if strided else FB_FAR if packed else FB_NEAR) // (p.k * size) & -LANES
-        at_once = max(at_once, <Py_ssize_t>LANES)
+        at_once = max((FB_FAR if packed else FB_NEAR) // (p.k * size) & -LANES, <Py_ssize_t>LANES)
     while first < p.m:
         rows = min(at_once, p.m - first)
-        a = p.a + first * p.a_row
-        if strided:
-            v = (rows + LANES - 1) // LANES
-            pack_rows(a_scratch, a, p.a_k, p.k, v, rows - (v - 1) * LANES)
-            a = <const char*>a_scratch
-            t.a_k = v * LANES * size
         done = 0
         while done < vectors:
             left = vectors - done
@@ -313,7 +301,7 @@ cdef inline void multiply(const product* p) noexcept nogil:
                 piece = FB_SCRATCH // (block * v * LANES * size) * block
             while k < p.k:
                 piece = min(piece, p.k - k)
-                t.a = a + k * t.a_k
+                t.a = p.a + first * p.a_row + k * p.a_k
                 t.b = p.b + k * p.b_k + done * LANES * p.b_column
                 t.c = p.c + first * p.c_row + done * LANES * size
                 t.b_k = p.b_k

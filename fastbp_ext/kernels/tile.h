@@ -49,10 +49,10 @@ enum {
     FB_BLOCK = 512,                /* the longest chain; a multiple of 16 */
     FB_PACK_ROWS = 4 * FB_ROWS_2,  /* with as many rows of A a copy of B pays for itself */
     FB_SCRATCH = 96 << 10,         /* bytes of packed B: FB_BLOCK rows of 3 vectors of 64 bytes */
-    FB_A_SCRATCH = 48 << 10,       /* bytes of packed A */
     FB_L1 = 32 << 10,              /* bytes that surely stay in L1 */
     FB_NEAR = 256 << 10,           /* bytes of A that stay in L2 beside a panel of B */
     FB_FAR = 2 << 20,              /* bytes that do not stay in L2 */
+    FB_REACH = 8 << 20,            /* bytes of B on as many pages as address caches know of */
     FB_NARROW_ROWS = 8,            /* vectors in a tile of several rows a vector */
     FB_FEW = 32,                   /* multiply-adds that are done before a tile is set up */
 };
