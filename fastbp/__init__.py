@@ -5,7 +5,7 @@ except ModuleNotFoundError as missing:
     raise ImportError("fastbp's compiled modules are not beside this source: build them here with `pip install -e .`, "
                       "or leave the source folder to use an installed fastbp") from missing
 
-from fastbp import data, errors, nn, optim
+from fastbp import data, errors, nn, optim, show
 from fastbp.create import arange, full, ones, randn, zeros
 from fastbp.custom import define_gate
 from fastbp.differentiate import grad, gradcheck, value_and_grad

@@ -30,6 +30,17 @@ seed = number(int, 0, "seed of 0 or more")
 rate = number(float, 0.0, "rate of 0 or more")
 
 
+def assignment(text):
+    """(name, number) from name=number."""
+    name, sign, value = text.partition("=")
+    if not sign or not name.isidentifier():
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=NUMBER, as x=-2")
+    try:
+        return name, float(value)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{value!r} in {text!r} is no number") from None
+
+
 def parser():
     main = Parser(prog="fastbp", description="Backpropagation as a program of stages, on the CPU.")
     main.add_argument("--version", action="version", version=f"fastbp {fb.__version__}")
@@ -53,6 +64,19 @@ def parser():
         description="A short benchmark beside NumPy written by hand, each on one core, after the machine's peak.")
     bench.add_argument("--quick", action="store_true", help="little of everything: to see that it runs")
     bench.set_defaults(run=run_bench)
+    circuit = commands.add_parser(
+        "circuit", help="an expression as a circuit of gates, forward and backward",
+        description="Run an expression as a circuit of gates in float64: each stage's value, then the stages in "
+                    "reverse, each with the upstream gradient, the local gradient and their product; the gradients "
+                    "of the inputs beside central differences.",
+        epilog='fastbp circuit "q = x + y; f = q * z" x=-2 y=5 z=-4')
+    circuit.add_argument("expression", help='names, numbers, + - * / **, calls of gates; "name = ..." names a stage, '
+                                            "; ends one")
+    circuit.add_argument("values", nargs="*", type=assignment, metavar="NAME=NUMBER", help="the inputs")
+    circuit.add_argument("--expand", action="store_true", help="split sigmoid, softplus and other grouped gates into "
+                                                               "their parts")
+    circuit.add_argument("--json", metavar="FILE", help="write all numbers")
+    circuit.set_defaults(run=run_circuit)
     info = commands.add_parser("info", help="what is in use: version, kernels, threads",
                                description="Print the version, the kernels, the threads and the libraries in use.")
     info.set_defaults(run=lambda args: fb.show_config())
@@ -66,6 +90,14 @@ def run_train(args):
     train(args.data, args.epochs, args.batch_size, args.lr, args.hidden, args.seed, args.save)
 
 
+def run_circuit(args):
+    from fastbp.show.circuit import show
+    values = dict(args.values)
+    if len(values) < len(args.values):
+        raise ValueError("an input is given twice")
+    show(args.expression, values, args.expand, args.json)
+
+
 def run_bench(args):
     from fastbp.benchmark import bench
     bench(args.quick)
@@ -73,6 +105,9 @@ def run_bench(args):
 
 def main(argv=None):
     """Run a command; returns the exit code."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if argv[:1] == ["circuit"]:    # -x is an expression there: what has a space is no option to argparse
+        argv = [f" {a}" if a.startswith("-") and not a.startswith("--") and a != "-h" else a for a in argv]
     args = parser().parse_args(argv)
     try:
         args.run(args)

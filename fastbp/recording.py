@@ -42,6 +42,7 @@ class Recording:
         self.written = {}         # id: a tensor whose memory a stage changes
         self.undoing = None       # the forward stage whose vjp is being recorded
         self.undoes = {}          # id of a backward stage: the forward stage that it undoes
+        self.parts = []           # (stage undone, its input, the gradient through it, the input's gradient so far)
         self.names = {}           # id: the name of the function's variable
 
     def add(self, stage):

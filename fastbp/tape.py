@@ -4,6 +4,8 @@ Each tensor made by a gate is a stage: its gate, inputs and parameters, and a nu
 in the order of recording. Where a tensor forks, the gradients add: the first one is stored, the
 rest are added in the reverse of that order.
 """
+import weakref
+
 from fastbp.errors import DtypeError, ShapeError, StagingError, error
 from fastbp.gates.arithmetic import add
 from fastbp.gates.shape import sum_to
@@ -79,7 +81,8 @@ def vjp_of(stage, which, dy):
 def walk(stages, gradients, follow=None):
     """Undo `stages`, last first; `gradients` maps id(tensor) to its gradient and is filled.
 
-    `follow`: the ids of the tensors worth a gradient, where not all of them are.
+    `follow`: the ids of the tensors worth a gradient, where not all of them are. A recorder is told of
+    each part of a gradient: the stage that is undone, its input, the part, and the gradient so far.
     """
     for stage in stages:
         dy = gradients.pop(id(stage), None)
@@ -94,6 +97,8 @@ def walk(stages, gradients, follow=None):
                 if dx is not None:
                     before = gradients.get(id(x))
                     gradients[id(x)] = dx if before is None else add(before, dx)
+                    if recorder is not None:
+                        recorder.parts.append((stage, x, dx, gradients[id(x)]))
         if recorder is not None:
             recorder.undoing = None
 
@@ -139,9 +144,9 @@ def backward(root, gradient, retain_graph):
     for leaf, g in sums:
         leaf.grad = g if g._is_whole and id(g._root) not in taken else clone(g)
         taken.add(id(leaf.grad._root))
-    if not retain_graph:
-        for t in stages:
-            t._consumed = True
+    end = None if root._abstract else (weakref.ref(root), gradient)
+    for t in stages:
+        t._undone, t._consumed = end, not retain_graph
 
 
 def _seed(root, gradient):

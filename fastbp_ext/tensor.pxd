@@ -44,6 +44,7 @@ cdef class Tensor:
     cdef readonly uint64_t _serial        # when it was made by a gate
     cdef tuple stage                      # what made it, y = gate(*inputs, **params): (gate, inputs, params, group)
     cdef object gradient
+    cdef tuple end                        # of the last backward that undid this stage, weakly, and its gradient
     cdef public object name
     cdef object __weakref__
     cdef char inline_data[INLINE_BYTES]

@@ -733,6 +733,17 @@ cdef class Tensor:
     def _consumed(self, bint value):
         self.consumed = value
 
+    @property
+    def _undone(self):
+        """(the tensor whose backward undid this stage last, while it lives, the gradient given, or None); or None."""
+        if self.end is None or self.end[0]() is None:
+            return None
+        return self.end[0](), self.end[1]
+
+    @_undone.setter
+    def _undone(self, tuple end):
+        self.end = end
+
     def _changed(self):
         """The memory was changed in place: a `backward` that needs the old values will say so."""
         self.root().version = tick()
@@ -903,6 +914,13 @@ cdef class Tensor:
         needs was changed in place.
         """
         OPERATORS["backward"](self, gradient, retain_graph)
+
+    # --- looking at it
+
+    @property
+    def gate(self):
+        """The gate that made it, to ask: inputs, local gradients, the upstream gradient, the formula. Or None."""
+        return None if self.stage is None else OPERATORS["gate"](self)
 
     # --- its gates: each is a row in fastbp.gates
 

@@ -1,17 +1,23 @@
 """Activations: the nonlinear gates between layers."""
 from .arithmetic import erf as _erf
-from .arithmetic import exp, minimum, square, where
+from .arithmetic import exp, log, minimum, square, where
 from .row import composite, elementwise
 
-sigmoid = elementwise("sigmoid(x)", "y = 1 / (1 + e^-x)", vjp=[
+sigmoid = elementwise("sigmoid(x)", "y = 1 / (1 + e^-x)", parts=lambda x: 1 / (1 + exp(-x)), vjp=[
     lambda dy, y, x: sigmoid_grad(dy, y)])
 
 sigmoid_grad = elementwise("sigmoid_grad(dy, y)", "dx = dy y (1 - y)", public=False, vjp=[
     lambda g, dx, dy, y: sigmoid_grad(g, y),
     lambda g, dx, dy, y: g * dy * (1 - (y + y))])
 
-tanh = elementwise("tanh(x)", "y = (e^x - e^-x) / (e^x + e^-x)", vjp=[
+tanh = elementwise("tanh(x)", "y = (e^x - e^-x) / (e^x + e^-x)", parts=lambda x: _tanh_parts(exp(x), exp(-x)), vjp=[
     lambda dy, y, x: tanh_grad(dy, y)])
+
+
+def _tanh_parts(e, r):
+    return (e - r) / (e + r)
+
+
 
 tanh_grad = elementwise("tanh_grad(dy, y)", "dx = dy (1 - y) (1 + y)", public=False, vjp=[
     lambda g, dx, dy, y: tanh_grad(g, y),
@@ -32,10 +38,11 @@ leaky_relu = elementwise(
 elu = elementwise("elu(x, alpha=1.0)", "y = x where x > 0, else alpha (e^x - 1)", vjp=[
     lambda dy, y, x, alpha: where(x > 0, dy, dy * (alpha * exp(minimum(x, 0))))])
 
-softplus = elementwise("softplus(x)", "y = ln(1 + e^x)", doc="No threshold: exact everywhere.", vjp=[
-    lambda dy, y, x: dy * sigmoid(x)])
+softplus = elementwise(
+    "softplus(x)", "y = ln(1 + e^x)", doc="No threshold: exact everywhere.", parts=lambda x: log(1 + exp(x)), vjp=[
+        lambda dy, y, x: dy * sigmoid(x)])
 
-silu = elementwise("silu(x)", "y = x sigmoid(x)", doc="0 at -inf, its limit.", vjp=[
+silu = elementwise("silu(x)", "y = x sigmoid(x)", doc="0 at -inf, its limit.", parts=lambda x: x * sigmoid(x), vjp=[
     lambda dy, y, x: dy * _silu_slope(x, sigmoid(x))])
 
 
@@ -43,13 +50,16 @@ def _silu_slope(x, s):
     return s * (1 + x * (1 - s))
 
 
-gelu_erf = elementwise("gelu_erf(x)", "y = x Phi(x), Phi the normal distribution", kernel="gelu", public=False, vjp=[
-    # Phi(x) + x phi(x); Phi through erf, phi(x) = e^(-x^2 / 2) / sqrt(2 pi)
-    lambda dy, y, x: dy * (0.5 * (1 + _erf(x * 0.7071067811865476))
-                           + x * (0.3989422804014327 * exp(-0.5 * square(x))))])
+gelu_erf = elementwise(
+    "gelu_erf(x)", "y = x Phi(x), Phi the normal distribution", kernel="gelu", public=False,
+    parts=lambda x: x * (0.5 * (1 + _erf(x * 0.7071067811865476))), vjp=[
+        # Phi(x) + x phi(x); Phi through erf, phi(x) = e^(-x^2 / 2) / sqrt(2 pi)
+        lambda dy, y, x: dy * (0.5 * (1 + _erf(x * 0.7071067811865476))
+                               + x * (0.3989422804014327 * exp(-0.5 * square(x))))])
 
 gelu_tanh = elementwise(
-    "gelu_tanh(x)", "y = x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))", public=False, vjp=[
+    "gelu_tanh(x)", "y = x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))", public=False,
+    parts=lambda x: 0.5 * x * (1 + tanh(0.7978845608028654 * (x + 0.044715 * (x * square(x))))), vjp=[
         lambda dy, y, x: dy * _gelu_tanh_slope(x)])
 
 

@@ -53,7 +53,7 @@ erf = elementwise("erf(x)", "y = 2 / sqrt(pi) times the integral of e^(-t^2) fro
     lambda dy, y, x: dy * (1.1283791670955126 * exp(-square(x)))])    # 2 / sqrt(pi)
 
 power = elementwise(
-    "pow(x, y)", "z = x^y", method=False, public=False,
+    "pow(x, y)", "z = x^y", operator="**", method=False, public=False,
     vjp=[
         lambda dz, z, x, y: dz * where(eq(abs(x) + abs(y), 0), 0, y * power(x, y - 1)),    # 0^0 stays 1
         # Where x is 0 or less there is no logarithm: the gradient is 0, as x^y stays 0 there.

@@ -21,6 +21,7 @@ _OPERATORS = {"+": "__add__", "-": "__sub__", "*": "__mul__", "/": "__truediv__"
 
 def _enter(function, name, *, public, method, operator):
     (GATES if public else INTERNAL)[name] = function
+    function.operator = operator
     if public and method:
         add_method(name, function)
     if operator is not None:
@@ -28,7 +29,7 @@ def _enter(function, name, *, public, method, operator):
     return function
 
 
-def _make(signature, formula, *, form, kernel, public, method, operator, doc, **options):
+def _make(signature, formula, *, form, kernel, public, method, operator, doc, parts=None, **options):
     """A row from a signature such as "leaky_relu(x, negative_slope=0.01)"."""
     name, _, rest = signature.partition("(")
     parameters = [
@@ -43,19 +44,20 @@ def _make(signature, formula, *, form, kernel, public, method, operator, doc, **
     row.__name__ = name
     row.__signature__ = inspect.Signature(parameters)
     row.__doc__ = f"{formula}\n\n{doc}".strip()
+    row.parts = parts
     return _enter(row, name, public=public, method=method, operator=operator)
 
 
 def elementwise(signature, formula, *, vjp, kernel=None, operator=None, method=True, public=True,
-                result=None, compares=False, first=0, doc=""):
+                result=None, compares=False, first=0, doc="", parts=None):
     """A gate that acts on each element, with NumPy broadcasting.
 
     signature: "leaky_relu(x, negative_slope=0.01)"; parameters with a default are constants of
     the kernel, in their order. vjp: for each input `(dy, y, *inputs, **constants) -> dx` before
-    broadcasting is undone, or None.
+    broadcasting is undone, or None. parts: the same in simpler gates, for those who want to see them.
     """
-    return _make(signature, formula, form="elementwise", kernel=kernel, vjp=vjp, result=result,
-                 compares=compares, first=first, public=public, method=method, operator=operator, doc=doc)
+    return _make(signature, formula, form="elementwise", kernel=kernel, vjp=vjp, result=result, compares=compares,
+                 first=first, public=public, method=method, operator=operator, doc=doc, parts=parts)
 
 
 def reduction(name, formula, *, vjp, kernel=None, one_axis=False, result=None, averages=False, of_none=True, doc=""):
@@ -72,7 +74,7 @@ def reduction(name, formula, *, vjp, kernel=None, one_axis=False, result=None, a
 
 def product(signature, formula, *, vjp):
     """A gate that multiplies matrices: two inputs of two dimensions or more."""
-    return _make(signature, formula, form="product", kernel=None, vjp=vjp, public=False, method=False, operator=None,
+    return _make(signature, formula, form="product", kernel=None, vjp=vjp, public=False, method=False, operator="@",
                  doc="")
 
 
@@ -92,25 +94,27 @@ def gate(form, *, vjp, kernel=None, operator=None, method=True, public=True, con
         row.__name__ = label
         row.__signature__ = signature
         row.__doc__ = rule.__doc__
+        row.parts = None
         return _enter(row, label, public=public, method=method, operator=operator)
     return decorate
 
 
 class Group:
-    """One call of a composite: the box that its stages belong to."""
+    """One call of a composite, or of a module: the box that its stages belong to."""
 
-    def __init__(self, name):
-        self.name = name
+    def __init__(self, name, formula="", module=None):
+        self.name, self.formula, self.module = name, formula, module
         self.parent = None
 
 
 def grouped(function, name=None):
     """`function` with the stages of each of its calls in one group."""
     name = name or function.__name__
+    formula = (function.__doc__ or "").strip().partition("\n")[0]
 
     @functools.wraps(function)
     def call(*args, **kwargs):
-        return in_group(Group(name), function, args, kwargs)
+        return in_group(Group(name, formula), function, args, kwargs)
     return call
 
 

@@ -4,7 +4,8 @@ from typing import NamedTuple
 import numpy as np
 
 from fastbp.errors import DtypeError, ShapeError, error
-from fastbp_ext.tensor import Tensor, adopt, empty, get_recorder, tensor, touch
+from fastbp.gates.row import Group
+from fastbp_ext.tensor import Tensor, adopt, empty, get_recorder, in_group, tensor, touch
 
 
 class Parameter(Tensor):
@@ -72,7 +73,7 @@ class Module:
         if recorder is not None:
             recorder.met(self)
         try:
-            return self.forward(*args, **kwargs)
+            return in_group(Group(type(self).__name__, module=self), self.forward, args, kwargs)
         except (ShapeError, DtypeError, IndexError) as problem:
             self._name_layer(problem)
             raise
