@@ -42,8 +42,9 @@ class Recording:
         self.written = {}         # id: a tensor whose memory a stage changes
         self.undoing = None       # the forward stage whose vjp is being recorded
         self.undoes = {}          # id of a backward stage: the forward stage that it undoes
-        self.parts = []           # (stage undone, its input, the gradient through it, the input's gradient so far)
+        self.parts = []           # (place, stage undone, dy, its input, the gradient through it, that input's so far)
         self.names = {}           # id: the name of the function's variable
+        self.shown = {}           # id of memory's owner: the parameter that the user sees of it
 
     def add(self, stage):
         """A stage of a gate (its output), an Update, an Assign or a Call."""
@@ -64,6 +65,10 @@ class Recording:
         if form in ("update", "assign"):
             self.written.update((id(t), t) for t in stage.outputs)
 
+    def part(self, stage, dy, x, dx, total):
+        """A part of a gradient: what `stage` gives from dy to the gradient for x, which is `total` then."""
+        self.parts.append((len(self.stages), stage, dy, x, dx, total))
+
     def guard(self, what, call):
         """The recording holds while `call()` returns what it returns now; whoever changes that calls `touch`."""
         self.guards.append((what, call, call()))
@@ -77,6 +82,7 @@ class Recording:
         for name, p in module.named_parameters():
             self.names.setdefault(id(p), name)
             self.names.setdefault(id(p._root), name)
+            self.shown.setdefault(id(p._root), p)
         self.guard(f"training of {type(module).__name__}", lambda: module.training)
         if module._buffers:
             self.guard(f"buffers of {type(module).__name__}", lambda: [id(b) for _, b in module._own_buffers()])

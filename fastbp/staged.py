@@ -87,7 +87,7 @@ def _named(fn, recording, args, kwargs):
     def watch(frame, event, arg):
         if event == "return" and frame.f_code is code:
             for name, value in frame.f_locals.items():
-                if isinstance(value, Tensor):
+                if isinstance(value, Tensor) and not value.name:
                     recording.names.setdefault(id(value), name)
 
     try:

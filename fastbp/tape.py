@@ -98,7 +98,7 @@ def walk(stages, gradients, follow=None):
                     before = gradients.get(id(x))
                     gradients[id(x)] = dx if before is None else add(before, dx)
                     if recorder is not None:
-                        recorder.parts.append((stage, x, dx, gradients[id(x)]))
+                        recorder.part(stage, dy, x, dx, gradients[id(x)])
         if recorder is not None:
             recorder.undoing = None
 

@@ -27,7 +27,7 @@ def test_profile_counts_flop_and_bytes_of_each_stage():
     step, _, _, x, y = adam_step()
     profile = step.profile(x, y, seconds=0.01)
     named = {row.stage.split("#")[0].strip(): row for row in profile.rows}
-    first = next(row for text, row in named.items() if " t1 = matmul" in text)
+    first = named["(2) t2 = t1 + 0.bias"]    # with the product
     assert first.flop == 2 * 4 * 6 * 5 + 4 * 5
     assert first.bytes == 4 * (4 * 6 + 6 * 5 + 5 + 4 * 5)    # the bias is read once, however often it is used
     tanh = next(row for text, row in named.items() if "tanh(" in text)
@@ -39,22 +39,23 @@ def test_profile_counts_flop_and_bytes_of_each_stage():
 
 def test_profile_counts_the_memory_of_a_broadcast_once():
     f = fb.staged(lambda x: fb.exp(fb.broadcast_to(x, (10, 50)) * 1.0))
-    row = next(row for row in f.profile(np.ones(50, np.float32), seconds=0.01).rows if "mul(" in row.stage)
+    row = next(row for row in f.profile(np.ones(50, np.float32), seconds=0.01).rows if "* 1" in row.stage)
     assert row.flop == 500 and row.bytes == 4 * (50 + 1 + 500)
 
 
 def test_profile_counts_both_operations_of_a_stage_that_multiplies_and_adds():
     f = fb.staged(lambda x, y: x * y + fb.exp(x))
-    row = next(row for row in f.profile(*np.ones((2, 500), np.float32), seconds=0.01).rows if "mul_add(" in row.stage)
+    row = f.profile(*np.ones((2, 500), np.float32), seconds=0.01).rows[-1]
+    assert row.stage == "(3) t3 = t1 + t2"
     assert row.flop == 1000 and row.bytes == 4 * 4 * 500
 
 
 def test_profile_has_the_stages_of_the_listing():
     step, _, _, x, y = adam_step(sizes=(256, 256, 10), batch=64)
     profile = step.profile(x, y, seconds=0.2)
-    stages = [text for text in step.stages().texts]
-    assert [row.stage for row in profile.rows] == [text for text in stages if "= view(" not in text
-                                                   and "transpose(" not in text]
+    lines = step.stages().lines
+    assert [row.stage for row in profile.rows] == [line.text for line in lines
+                                                   if any(s.form != "view" for s in line.stages)]
     assert all(row.seconds >= 0 for row in profile.rows)
     product = max(profile.rows, key=lambda row: row.flop)
     assert product.limit == "fma" and 0 < product.share < 2

@@ -890,5 +890,5 @@ def test_explain_says_what_was_recorded_and_why():
                                       "training of Linear changed", "mode of gradients"), strict=True):
         assert why in line and " ms, " in line
     text = "\n".join(lines)
-    for part in ("0.5 in mul", "view(weight) float32 (3, 2)", "k float32 ()", "bias float32 (2,)"):
+    for part in ("0.5 in mul", "weight.T float32 (3, 2)", "k float32 ()", "bias float32 (2,)"):
         assert part in text

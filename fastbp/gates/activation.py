@@ -6,9 +6,10 @@ from .row import composite, elementwise
 sigmoid = elementwise("sigmoid(x)", "y = 1 / (1 + e^-x)", parts=lambda x: 1 / (1 + exp(-x)), vjp=[
     lambda dy, y, x: sigmoid_grad(dy, y)])
 
-sigmoid_grad = elementwise("sigmoid_grad(dy, y)", "dx = dy y (1 - y)", public=False, vjp=[
-    lambda g, dx, dy, y: sigmoid_grad(g, y),
-    lambda g, dx, dy, y: g * dy * (1 - (y + y))])
+sigmoid_grad = elementwise(
+    "sigmoid_grad(dy, y)", "dx = dy y (1 - y)", template="(1 - {y}) * {y} * {dy}", public=False, vjp=[
+        lambda g, dx, dy, y: sigmoid_grad(g, y),
+        lambda g, dx, dy, y: g * dy * (1 - (y + y))])
 
 tanh = elementwise("tanh(x)", "y = (e^x - e^-x) / (e^x + e^-x)", parts=lambda x: _tanh_parts(exp(x), exp(-x)), vjp=[
     lambda dy, y, x: tanh_grad(dy, y)])
@@ -19,17 +20,19 @@ def _tanh_parts(e, r):
 
 
 
-tanh_grad = elementwise("tanh_grad(dy, y)", "dx = dy (1 - y) (1 + y)", public=False, vjp=[
-    lambda g, dx, dy, y: tanh_grad(g, y),
-    lambda g, dx, dy, y: g * dy * (-2 * y)])
+tanh_grad = elementwise(
+    "tanh_grad(dy, y)", "dx = dy (1 - y) (1 + y)", template="(1 - {y}) * (1 + {y}) * {dy}", public=False, vjp=[
+        lambda g, dx, dy, y: tanh_grad(g, y),
+        lambda g, dx, dy, y: g * dy * (-2 * y)])
 
 relu = elementwise(
     "relu(x)", "y = max(0, x)", doc="The gradient at 0 is 0; NaN gives NaN and passes its gradient on.", vjp=[
         lambda dy, y, x: relu_grad(dy, y)])
 
-relu_grad = elementwise("relu_grad(dy, y)", "dx = 0 where y <= 0, else dy", public=False, vjp=[
-    lambda g, dx, dy, y: relu_grad(g, y),
-    None])
+relu_grad = elementwise(
+    "relu_grad(dy, y)", "dx = 0 where y <= 0, else dy", template="({y} > 0) * {dy}", public=False, vjp=[
+        lambda g, dx, dy, y: relu_grad(g, y),
+        None])
 
 leaky_relu = elementwise(
     "leaky_relu(x, negative_slope=0.01)", "y = x where x > 0, else negative_slope x", vjp=[

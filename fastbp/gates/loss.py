@@ -92,7 +92,8 @@ def cross_entropy_rows(x, labels, ignored):
     return labels.shape, {"ignored": ignored}
 
 
-@gate("rows", kernel="cross_entropy_grad", public=False, first=2, constants=["ignored"], vjp=[
+@gate("rows", kernel="cross_entropy_grad", public=False, first=2, constants=["ignored"],
+      template="(softmax({x}) - I[{labels}]) * {dy}", vjp=[
     # dx = dy (S - I_y): linear in dy, and S's own derivative is that of softmax.
     lambda g, dx, dy, x, labels, ignored: sum(g * cross_entropy_grad(dy * 0 + 1, x, labels, ignored), -1),
     lambda g, dx, dy, x, labels, ignored: _softmax_vjp(g * expand_dims(dy, -1), x, labels, ignored),

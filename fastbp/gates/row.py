@@ -29,7 +29,7 @@ def _enter(function, name, *, public, method, operator):
     return function
 
 
-def _make(signature, formula, *, form, kernel, public, method, operator, doc, parts=None, **options):
+def _make(signature, formula, *, form, kernel, public, method, operator, doc, parts=None, template=None, **options):
     """A row from a signature such as "leaky_relu(x, negative_slope=0.01)"."""
     name, _, rest = signature.partition("(")
     parameters = [
@@ -44,20 +44,21 @@ def _make(signature, formula, *, form, kernel, public, method, operator, doc, pa
     row.__name__ = name
     row.__signature__ = inspect.Signature(parameters)
     row.__doc__ = f"{formula}\n\n{doc}".strip()
-    row.parts = parts
+    row.parts, row.template = parts, template
     return _enter(row, name, public=public, method=method, operator=operator)
 
 
 def elementwise(signature, formula, *, vjp, kernel=None, operator=None, method=True, public=True,
-                result=None, compares=False, first=0, doc="", parts=None):
+                result=None, compares=False, first=0, doc="", parts=None, template=None):
     """A gate that acts on each element, with NumPy broadcasting.
 
     signature: "leaky_relu(x, negative_slope=0.01)"; parameters with a default are constants of
     the kernel, in their order. vjp: for each input `(dy, y, *inputs, **constants) -> dx` before
-    broadcasting is undone, or None. parts: the same in simpler gates, for those who want to see them.
+    broadcasting is undone, or None. parts: the same in simpler gates, for those who want to
+    see them. template: how listings write it, of factors, by the names of the inputs.
     """
     return _make(signature, formula, form="elementwise", kernel=kernel, vjp=vjp, result=result, compares=compares,
-                 first=first, public=public, method=method, operator=operator, doc=doc, parts=parts)
+                 first=first, public=public, method=method, operator=operator, doc=doc, parts=parts, template=template)
 
 
 def reduction(name, formula, *, vjp, kernel=None, one_axis=False, result=None, averages=False, of_none=True, doc=""):
@@ -78,7 +79,8 @@ def product(signature, formula, *, vjp):
                  doc="")
 
 
-def gate(form, *, vjp, kernel=None, operator=None, method=True, public=True, constants=(), name=None, **options):
+def gate(form, *, vjp, kernel=None, operator=None, method=True, public=True, constants=(), name=None, template=None,
+         **options):
     """A gate whose shape rule is the function below; its docstring begins with the formula.
 
     The rule gets the call's arguments, inputs as tensors, checks them, and returns the output's
@@ -94,7 +96,7 @@ def gate(form, *, vjp, kernel=None, operator=None, method=True, public=True, con
         row.__name__ = label
         row.__signature__ = signature
         row.__doc__ = rule.__doc__
-        row.parts = None
+        row.parts, row.template = None, template
         return _enter(row, label, public=public, method=method, operator=operator)
     return decorate
 

@@ -17,6 +17,7 @@ def constant(plan):
         if (stage.form in _FORMS and id(stage.outputs[0]) not in plan.fixed
                 and all(id(t._root) in plan.constants for t in stage.inputs)):
             y = known[id(stage.outputs[0])] = with_recorder(None, _value, stage)
+            plan.within[id(stage.outputs[0])] = None
             plan.constants[id(y)] = y
         else:
             if stage.form == "elementwise":

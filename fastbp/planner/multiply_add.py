@@ -29,7 +29,7 @@ def multiply_add(plan):
             both = _both(product, k, stage.outputs[0], other)
             if both is not None:
                 stage.what, stage.inputs = both, (*product.inputs, other)
-                instead[product] = stage
+                instead[product] = plan.within[id(t)] = stage
                 break
     for stage in plan.stages:
         stage.undoes = instead.get(stage.undoes, stage.undoes)

@@ -100,6 +100,7 @@ class Plan:
         self.shares = {}
         self.tiled = {}     # id of a tensor whose values live for a tile of a group only: its group
         self.offsets = {}
+        self.within = {}    # id of a tensor that no stage makes any more: the stage that does its work
         self.arena_size = 0
         self.whole_size = 0
         self.fixed = {id(t._root) for t in (*self.inputs, *self.results)}

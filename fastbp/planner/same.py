@@ -26,8 +26,10 @@ def same(plan):
             continue
         if twin is not stage:
             instead[id(y)], dropped[stage] = twin.outputs[0], twin
+            plan.within[id(y)] = twin
         elif stage.name == "mul" and (x := _times_one(plan, stage, made)) is not None:
             instead[id(y)], dropped[stage] = x, made[id(x)]
+            plan.within[id(y)] = made[id(x)]
             del before[key]
         else:
             made[id(y)] = stage
