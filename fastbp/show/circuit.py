@@ -188,7 +188,7 @@ def show(expression, values, expand=False, to_json=None):
     trace = Trace(out, whole=not expand)
     differences = circuit.differences(values, expand)
     found = {x.name: trace.gradient(x).item() for x in trace.inputs if trace.gradient(x) is not None}
-    inputs = {name: (values[name], found.get(name, 0.0), differences[name]) for name in circuit.inputs}
+    inputs = {name: (values[name], found.get(name, 0.0), differences[name]) for name in values}
     print("\n".join(lines_of(trace, inputs)))
     if to_json is not None:
         with open(to_json, "w") as file:

@@ -12,6 +12,7 @@ import numpy as np
 from fastbp.errors import StagingError, error
 from fastbp.gates.arithmetic import add
 from fastbp.gates.row import grouped
+from fastbp.planner.expression import ATOM, SIGN, expression
 from fastbp.tape import ones_like, stages_of, vjp_of
 from fastbp_ext.tensor import Tensor, in_group, no_grad
 
@@ -56,20 +57,10 @@ class Stage:
 
     def text(self, name):
         """What it computes, as Python writes it, by the names that `name` gives its inputs."""
-        names = [name(x) for x in self.inputs]
-        gate = self.gate
-        if gate is None:
-            return f"{self.name}({', '.join(names)})"
-        names = [f"({n})" if n.startswith("-") else n for n in names]
-        if gate.operator is not None and len(names) == 2:
-            return f"{names[0]} {gate.operator} {names[1]}"
-        if gate.name in ("neg", "square"):
-            return f"-{names[0]}" if gate.name == "neg" else f"{names[0]} ** 2"
-        if gate.name == "transpose" and self.output.ndim == 2:
-            return f"{names[0]}.T"
-        constants = [f"{key}={self.output._params[key]:.6g}" for key, default in gate.constants.items()
-                     if self.output._params[key] != default]
-        return f"{gate.name}({', '.join((*names, *constants))})"
+        parts = [(text, SIGN if text.startswith("-") else ATOM) for text in map(name, self.inputs)]
+        if self.gate is None:
+            return f"{self.name}({', '.join(text for text, _ in parts)})"
+        return expression(self.gate, self.output._params, parts, self.output)[0]
 
 
 class Trace:
