@@ -77,6 +77,32 @@ def parser():
                                                                "their parts")
     circuit.add_argument("--json", metavar="FILE", help="write all numbers")
     circuit.set_defaults(run=run_circuit)
+    fit = commands.add_parser(
+        "fit", help="fit a 1-H-1 net to points, step by step",
+        description="Fit a 1-H-1 net to points by gradient descent on the sum of squared residuals (SSR), in float64; "
+                    "print the steps, and the chain rule of each parameter with its numbers. The hidden units are "
+                    "activation(w1 x + b1) to activation(wH x + bH); w(H+1) to w(2H) weigh their outputs, and b(H+1) "
+                    "is added: w1 b1 w2 b2 w3 w4 b3 with two.",
+        epilog="All parameters are learned from a seed: biases 0, w(H+1) to w(2H) standard normal, w1 to wH normal "
+               "with standard deviation 3 (with 1 softplus is hardly bent on x from 0 to 1, and some seeds end where "
+               "predicted is the mean). With --only, the rest stays; two hidden units start from w1=3.34 b1=-1.43 "
+               "w2=-3.53 b2=0.57 w3=-1.22 w4=-2.30 b3=0, where --seed draws those to learn.")
+    fit.add_argument("csv", nargs="?", metavar="CSV", help="x, y in two columns, with a header or without; - is "
+                                                           "standard input; default: (0, 0), (0.5, 1), (1, 0)")
+    fit.add_argument("--hidden", type=count, default=2, metavar="H", help="hidden units; default: 2")
+    fit.add_argument("--activation", default="softplus", choices=["softplus", "tanh", "relu", "sigmoid"],
+                     help="default: softplus")
+    fit.add_argument("--only", metavar="NAME[,NAME]", help="learn these parameters only")
+    fit.add_argument("--set", type=assignment, action="append", default=[], metavar="NAME=NUMBER",
+                     help="start a parameter from a number; may be repeated")
+    fit.add_argument("--rate", type=rate, help="default: 0.02 (softplus nets jump about with more), with --only 0.1")
+    fit.add_argument("--steps", type=count, default=50_000, metavar="MAX", help="at most so many; default: 50000")
+    fit.add_argument("--tolerance", type=rate, metavar="SIZE", help="stop when every step is smaller; default: 0.00001 "
+                                                                    "(a plateau has small steps), with --only 0.001")
+    fit.add_argument("--seed", type=seed, metavar="N", help="of the parameters at the start; default: 0")
+    fit.add_argument("--plot", metavar="FILE", help="draw the residuals, the way down and the bent curves")
+    fit.add_argument("--json", metavar="FILE", help="write all numbers")
+    fit.set_defaults(run=run_fit)
     info = commands.add_parser("info", help="what is in use: version, kernels, threads",
                                description="Print the version, the kernels, the threads and the libraries in use.")
     info.set_defaults(run=lambda args: fb.show_config())
@@ -96,6 +122,16 @@ def run_circuit(args):
     if len(values) < len(args.values):
         raise ValueError("an input is given twice")
     show(args.expression, values, args.expand, args.json)
+
+
+def run_fit(args):
+    from fastbp.show.fit import show
+    start = dict(args.set)
+    if len(start) < len(args.set):
+        raise ValueError("a parameter is set twice")
+    only = None if args.only is None else [name.strip() for name in args.only.split(",")]
+    show(args.csv, only, start, args.plot, args.json, hidden=args.hidden, activation=args.activation, rate=args.rate,
+         steps=args.steps, tolerance=args.tolerance, seed=args.seed)
 
 
 def run_bench(args):
