@@ -8,7 +8,7 @@ import json
 import math
 import sys
 import textwrap
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -55,11 +55,11 @@ class Fit:
     tolerance: float
     start: dict            # {name: value} of all parameters
     parameters: dict       # the same at the end
-    ssr: float             # at the end
-    steps: int             # that were made
-    stopped: str           # "tolerance", "steps" or "diverged"
-    why: str               # the same as a sentence
-    history: list          # of Step: all of the first 100, then those with two digits before the zeros; the last
+    ssr: float = math.inf  # at the end
+    steps: int = 0         # that led to these parameters
+    stopped: str = ""      # "tolerance", "steps" or "diverged"
+    why: str = ""          # the same as a sentence
+    history: list = field(default_factory=list)    # of Step: the first 100, then two digits and zeros; the last
 
     def predict(self, x, parameters=None):
         """Predicted at every x, as an array; parameters: others than those at the end."""
@@ -156,12 +156,15 @@ def fit(points=DOSAGE, hidden=2, activation="softplus", only=None, start=None, r
         raise ValueError(f"there is no activation {activation!r}; there are {', '.join(ACTIVATIONS)}")
     if not 1 <= hidden <= MOST_HIDDEN:
         raise ValueError(f"there can't be {hidden} hidden units: 1 to {MOST_HIDDEN}")
+    if steps < 1:
+        raise ValueError(f"there can't be {steps} steps: 1 or more")
     begin, learned = starting(hidden, only, start, seed)
     rate = RATE[only is not None] if rate is None else rate
     tolerance = TOLERANCE[only is not None] if tolerance is None else tolerance
     p = as_tensors(begin, learned)
-    done = Fit(points, hidden, activation, learned, rate, tolerance, begin, {}, math.inf, 0, "", "", [])
-    descend(done, p, steps)
+    done = Fit(points, hidden, activation, learned, rate, tolerance, start=begin, parameters=begin)
+    with np.errstate(over="ignore", invalid="ignore"):    # a divergence is told in words
+        descend(done, p, steps)
     done.parameters = {name: t.item() for name, t in p.items()}
     x, observed = points.T
     done.ssr = float(((observed - done.predict(x)) ** 2).sum())
@@ -192,6 +195,8 @@ def descend(done, p, most):
         ssr = ssr.item()
         moves = done.rate * slopes
         if n == 1:
+            if not math.isfinite(ssr):
+                raise ValueError(f"SSR is {ssr} at the start: smaller points or parameters are needed")
             far = FAR * (1 + ssr + float((done.points[:, 1] ** 2).sum()))
         if not ssr < far:    # NaN too
             done.stopped = "diverged"
@@ -200,15 +205,14 @@ def descend(done, p, most):
             done.why = f"every step is below {done.tolerance:g}"
         elif n == most:
             done.stopped = "steps"
-            done.why = f"that is the number of steps asked for; none was below {done.tolerance:g} (--tolerance)"
+            done.why = f"as many as --steps allows; some are not yet below {done.tolerance:g}"
         if done.stopped or n < 100 or n % 10 ** (len(str(n)) - 2) == 0:
             done.history.append(Step(n, ssr, values, slopes, moves, new))
         if done.stopped == "diverged":
             for w, value in zip(weights, best[1], strict=True):
                 w.copy_(np.array(value))
             done.steps = best[0]
-            done.why = (f"diverged, SSR is {ssr:.3g} at step {n}: " + (
-                f"take a smaller --rate, as {done.rate / 10:g}" if n > 1 else "smaller numbers are needed"))
+            done.why = f"diverged, SSR is {ssr:.3g} at step {n}: take a smaller --rate, as {done.rate / 10:g}"
             return
         if ssr < lowest:
             lowest, best = ssr, (n - 1, values)
@@ -237,19 +241,19 @@ def _points(file, name):
     rows = csv.reader(line.partition("#")[0] for line in file)
     try:
         for row in rows:
-            if not any(field.strip() for field in row):
+            if not any(text.strip() for text in row):
                 continue
             where = f"{name}, line {rows.line_num}"
             if len(row) != 2:
                 raise ValueError(f"{where}: {len(row)} column{'s' * (len(row) > 1)}; expected two, x and y, with a "
                                  "comma between")
-            values = [_number(field) for field in row]
+            values = [_number(text) for text in row]
             if values == [None, None] and not found and not header:
                 header = True
                 continue
-            for field, value in zip(row, values, strict=True):
+            for text, value in zip(row, values, strict=True):
                 if value is None or not math.isfinite(value):
-                    raise ValueError(f"{where}: {field.strip()[:40]!r} is no finite number")
+                    raise ValueError(f"{where}: {text.strip()[:40]!r} is no finite number")
             found.append(tuple(values))
     except (csv.Error, UnicodeDecodeError) as problem:
         raise ValueError(f"{name}, line {rows.line_num + 1}: this is no text of comma-separated values ({problem})"
@@ -270,16 +274,18 @@ def _number(text):
 
 def show(path=None, only=None, start=None, to_plot=None, to_json=None, **options):
     """Fit the points of a CSV file, or the text's; write what is asked for, then print the steps and the numbers."""
-    drawn = None if to_plot is None else figure(10, 8)    # a missing matplotlib is said first
-    done = fit(DOSAGE if path is None else read_points(path), only=only, start=start, **options)
-    if drawn is not None:
-        draw(done, drawn)
-        write_figure(drawn, to_plot)
-    if to_json is not None:
-        with open(to_json, "w") as file:
-            json.dump(as_data(done), file, indent=1, allow_nan=False)
-            file.write("\n")
-    print("\n".join(lines_of(done)))
+    drawn = None if to_plot is None else figure(10, 9)    # a missing matplotlib is said first
+    with np.errstate(all="ignore"):    # what overflows is shown as inf or nan
+        done = fit(DOSAGE if path is None else read_points(path), only=only, start=start, **options)
+        lines = list(lines_of(done))
+        if drawn is not None:
+            draw(done, drawn)
+            write_figure(drawn, to_plot)
+        if to_json is not None:
+            with open(to_json, "w") as file:
+                json.dump(as_data(done), file, indent=1, allow_nan=False)
+                file.write("\n")
+    print("\n".join(lines))
 
 
 def digits(x):
@@ -354,9 +360,9 @@ def steps_in_short(done):
 def chain_rule_lines(done, most_points, most_parameters):
     rule = done.chain_rule()
     x = done.points[:, 0]
-    yield from wrapped("chain rule at the start: the slope of a parameter is the sum over the points of "
-                       "dSSR/dPredicted, -2 (observed - predicted), times dPredicted/dparameter")
-    yield f"{'':6}{'x':>10}{'dSSR/dPredicted':>18}   {'dPredicted/d...':>15}   {'product':>12}"
+    yield "chain rule at the start: dSSR/dw = sum of dSSR/dPredicted * dPredicted/dw over"
+    yield "  the points, with dSSR/dPredicted = -2 (observed - predicted)"
+    yield f"{'':6}{'x':>10}{'dSSR/dPredicted':>18}   {'dPredicted/dw':>15}   {'product':>12}"
     for name in done.learned[:most_parameters]:
         inner = rule.inner[name]
         products = rule.outer * inner
@@ -393,7 +399,7 @@ def as_data(done):
         "steps": done.steps, "stopped": done.stopped, "why": done.why,
         "points": [{"x": x, "observed": y, "predicted": guess, "residual": y - guess}
                    for (x, y), guess in zip(done.points, done.predict(done.points[:, 0]), strict=True)],
-        "history": [{"step": s.number, "ssr": s.ssr, "slope": named(s.slopes), "size": named(s.steps),
+        "history": [{"number": s.number, "ssr": s.ssr, "slope": named(s.slopes), "step": named(s.steps),
                      "new": named(s.new)} for s in done.history],
         "chain_rule": {"dSSR/dPredicted": rule.outer,
                        **{f"dPredicted/d{name}": inner for name, inner in rule.inner.items()},
@@ -418,6 +424,11 @@ def draw(done, drawn):
     draw_units(parts, done, grid)
 
 
+def legend(axes, columns=3):
+    """Below the axes, where it hides nothing."""
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=columns, frameon=False, fontsize="small")
+
+
 def draw_residuals(axes, done, grid, parameters, when):
     x, observed = done.points.T
     guesses = done.predict(x, parameters)
@@ -426,12 +437,12 @@ def draw_residuals(axes, done, grid, parameters, when):
     axes.plot(x, observed, "o", color="black", markersize=6 if len(x) < 50 else 3, label="observed")
     ssr = float(((observed - guesses) ** 2).sum())
     axes.set(xlabel="x", ylabel="y", title=f"{when}: SSR = {ssr:.3g}")
-    axes.legend()
+    legend(axes)
 
 
-def draw_tangents(axes, done, most=6):
+def draw_tangents(axes, done):
     (name,), x, observed = done.learned, *done.points.T
-    steps = [s for s in done.history if s.ssr < math.inf]
+    steps = [s for s in shown(done) if s.ssr < math.inf]
     places = np.array([*(s.values[0] for s in steps), done.parameters[name]])
     heights = np.array([*(s.ssr for s in steps), done.ssr])
     low, high = places.min(), places.max()
@@ -440,22 +451,24 @@ def draw_tangents(axes, done, most=6):
     # One prediction for every place and point: the place is a column, the points a row.
     ssr = ((done.predict(x, {**done.parameters, name: along[:, None]}) - observed) ** 2).sum(1)
     axes.plot(along, ssr, color="tab:blue", label="SSR")
-    for i, s in enumerate(steps[:most]):
-        # As long as its step, and at least visible.
-        reach = max(abs(s.new[0] - s.values[0]), 0.06 * (high - low)) if math.isfinite(s.new[0]) else 0
-        ends = s.values[0] + np.array([-0.5, 1.0]) * -math.copysign(reach, s.slopes[0])
+    for i, s in enumerate(steps):
+        reach = max(abs(s.steps[0]), 0.06 * (high - low))    # at least visible
+        ends = s.values[0] - np.array([-0.5, 1.0]) * math.copysign(reach, s.slopes[0])
+        ends = ends.clip(along[0], along[-1])
         axes.plot(ends, s.ssr + s.slopes[0] * (ends - s.values[0]), color="tab:orange", linewidth=1.4,
-                  label="tangent, its step long" if i == 0 else None)
+                  label="tangent, as long as its step" if i == 0 else None)
     axes.plot(places, heights, "o", color="tab:red", markersize=5, label=f"values of {name}")
     axes.set(xlabel=name, ylabel="SSR", title=f"SSR over {name}: {done.history[-1].number} steps")
-    axes.legend()
+    legend(axes)
 
 
 def draw_steps(axes, done):
     steps = [s for s in done.history if 0 < s.ssr < math.inf]
     axes.plot([s.number for s in steps], [s.ssr for s in steps], color="tab:blue", label="SSR")
-    axes.set(xscale="log", yscale="log", xlabel="step", ylabel="SSR", title="SSR over the steps")
-    axes.legend()
+    many = steps and steps[-1].number > 100
+    axes.set(xscale="log" if many else "linear", yscale="log" if steps else "linear")
+    axes.set(xlabel="step", ylabel="SSR", title="SSR over the steps")
+    legend(axes)
 
 
 def draw_units(axes, done, grid):
@@ -472,4 +485,4 @@ def draw_units(axes, done, grid):
               label=f"their sum + b{done.hidden + 1}")
     axes.plot(*done.points.T, "o", color="black", markersize=6 if len(done.points) < 50 else 3, label="observed")
     axes.set(xlabel="x", ylabel="y", title="the bent curves and their sum")
-    axes.legend()
+    legend(axes, 2)
