@@ -162,6 +162,11 @@ def test_a_divergence_is_said_and_the_best_parameters_are_kept(only, rate):
     assert all(np.isfinite(v) for v in done.parameters.values())
 
 
+def test_a_last_step_that_overflows_is_a_divergence():
+    done = fit([(0.0, 1e10), (1.0, 0.0)], rate=1e300, steps=1)
+    assert done.stopped == "diverged" and done.parameters == done.start and np.isfinite(done.ssr)
+
+
 def test_a_divergence_keeps_what_was_learned_before():
     done = fit(hidden=1, activation="tanh", rate=0.3, seed=1)
     last = done.history[-1].number
@@ -174,7 +179,8 @@ def test_a_divergence_keeps_what_was_learned_before():
 
 def test_what_diverges_is_printed_and_written(tmp_path):
     out = run("--rate", 10, "--only", "b3", "--json", tmp_path / "d.json")
-    assert re.search(r"diverged, SSR is [\d.e+]+ at step \d+: take a smaller\s+--rate, as 1", out)
+    assert re.search(r"diverged, SSR is [\d.e+]+ and the largest step [\d.e+]+ at step \d+: take a smaller --rate, as 1 ",
+                     " ".join(out.split()))
     assert "after step 0, of the lowest SSR" in out
     run("--rate", 1e300, "--json", tmp_path / "e.json")
     data = json.loads((tmp_path / "e.json").read_text())
@@ -283,7 +289,7 @@ def on_a_terminal(**environment):
 
 def test_a_terminal_gets_colour_unless_no_color():
     bright, plain = on_a_terminal(), on_a_terminal(NO_COLOR="1")
-    assert "\x1b[31m" in bright and "\x1b[32m" in bright and "20.4" in bright
+    assert re.search(r"20\.4\x1b\[31m +-15\.7\x1b\[0m +-1\.57\x1b\[32m +1\.57\x1b\[0m", bright)
     assert "\x1b" not in plain
     without = re.sub(r"\x1b\[\d*m", "", bright)
     assert without == plain and max(map(len, without.splitlines())) <= 80

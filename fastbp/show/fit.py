@@ -21,9 +21,9 @@ DOSAGE = [(0.0, 0.0), (0.5, 1.0), (1.0, 0.0)]    # StatQuest's points: (dosage, 
 STATQUEST = {"w1": 3.34, "b1": -1.43, "w2": -3.53, "b2": 0.57, "w3": -1.22, "w4": -2.30, "b3": 0.0}
 ACTIVATIONS = {"softplus": fb.softplus, "tanh": fb.tanh, "relu": fb.relu, "sigmoid": fb.sigmoid}
 MOST_HIDDEN = 100
-# Of one parameter, the text's rate and tolerance. Of all together: a higher rate makes softplus nets jump about
-# at the bottom, and a higher tolerance stops them on the plateau of SSR 0.667, where predicted is the mean.
-RATE, TOLERANCE = {True: 0.1, False: 0.02}, {True: 1e-3, False: 1e-5}
+# Rate and tolerance where some parameters are learned, the text's, and where all are: a higher rate makes softplus
+# nets jump about at the bottom, a higher tolerance stops them on the plateau where predicted is the mean.
+SOME, ALL = (0.1, 1e-3), (0.02, 1e-5)
 STEPS = 50_000
 FAR = 1e6    # times the SSR at the start: no descent any more
 
@@ -84,8 +84,8 @@ def names_of(hidden):
 
     For H = 2: w1 b1 w2 b2 w3 w4 b3.
     """
-    units = [f"{letter}{h}" for h in range(1, hidden + 1) for letter in "wb"]
-    return [*units, *(f"w{hidden + h}" for h in range(1, hidden + 1)), f"b{hidden + 1}"]
+    bent = [f"{letter}{h}" for h in range(1, hidden + 1) for letter in "wb"]
+    return [*bent, *(f"w{hidden + h}" for h in range(1, hidden + 1)), f"b{hidden + 1}"]
 
 
 def units(p, x, hidden, activation):
@@ -125,8 +125,8 @@ def starting(hidden, only, given, seed):
     learned = names if only is None else list(dict.fromkeys(only))
     for name in (*learned, *given):
         if name not in names:
-            listed = ", ".join(names) if hidden <= 5 else f"w1 to w{2 * hidden} and b1 to b{hidden + 1}"
-            raise ValueError(f"there is no parameter {name!r} with {hidden} hidden units; there are {listed}")
+            known = ", ".join(names) if hidden <= 5 else f"w1 to w{2 * hidden} and b1 to b{hidden + 1}"
+            raise ValueError(f"there is no parameter {name!r} in a 1-{hidden}-1 net; there are {known}")
     for name, value in given.items():
         if not math.isfinite(value):
             raise ValueError(f"{name} can't start from {value}: give a finite number")
@@ -159,8 +159,9 @@ def fit(points=DOSAGE, hidden=2, activation="softplus", only=None, start=None, r
     if steps < 1:
         raise ValueError(f"there can't be {steps} steps: 1 or more")
     begin, learned = starting(hidden, only, start, seed)
-    rate = RATE[only is not None] if rate is None else rate
-    tolerance = TOLERANCE[only is not None] if tolerance is None else tolerance
+    usual_rate, usual_tolerance = ALL if only is None else SOME
+    rate = usual_rate if rate is None else rate
+    tolerance = usual_tolerance if tolerance is None else tolerance
     p = as_tensors(begin, learned)
     done = Fit(points, hidden, activation, learned, rate, tolerance, start=begin, parameters=begin)
     with np.errstate(over="ignore", invalid="ignore"):    # a divergence is told in words
@@ -194,13 +195,14 @@ def descend(done, p, most):
         ssr, slopes, new = (t.numpy() for t in step())
         ssr = ssr.item()
         moves = done.rate * slopes
+        largest = np.abs(moves).max()
         if n == 1:
             if not math.isfinite(ssr):
                 raise ValueError(f"SSR is {ssr} at the start: smaller points or parameters are needed")
             far = FAR * (1 + ssr + float((done.points[:, 1] ** 2).sum()))
-        if not ssr < far:    # NaN too
+        if not (ssr < far and largest < math.inf):    # NaN too
             done.stopped = "diverged"
-        elif np.abs(moves).max() < done.tolerance:
+        elif largest < done.tolerance:
             done.stopped = "tolerance"
             done.why = f"every step is below {done.tolerance:g}"
         elif n == most:
@@ -212,7 +214,8 @@ def descend(done, p, most):
             for w, value in zip(weights, best[1], strict=True):
                 w.copy_(np.array(value))
             done.steps = best[0]
-            done.why = f"diverged, SSR is {ssr:.3g} at step {n}: take a smaller --rate, as {done.rate / 10:g}"
+            done.why = (f"diverged, SSR is {ssr:.3g} and the largest step {largest:.3g} at step {n}: take a smaller "
+                        f"--rate, as {done.rate / 10:g}")
             return
         if ssr < lowest:
             lowest, best = ssr, (n - 1, values)
@@ -341,11 +344,10 @@ def shown(done):
 
 def steps_one_by_one(done):
     yield f"{'step':>6}{'SSR':>11}" + "".join(
-        f"{'slope':>{11 if len(done.learned) == 1 else 10}}{'step':>10}{'new ' + name:>10}" for name in done.learned)
-    wide = 11 if len(done.learned) == 1 else 10
+        f"{'slope':>11}{'step':>10}{'new ' + name:>10}" for name in done.learned)
     for s in shown(done):
         yield f"{s.number:6}{digits(s.ssr):>11}" + "".join(
-            colored(f"{digits(slope):>{wide}}", "red") + f"{digits(move):>10}" + colored(f"{digits(new):>10}", "green")
+            colored(f"{digits(slope):>11}", "red") + f"{digits(move):>10}" + colored(f"{digits(new):>10}", "green")
             for slope, move, new in zip(s.slopes, s.steps, s.new, strict=True))
 
 
