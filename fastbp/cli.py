@@ -1,5 +1,6 @@
 """The command line: `fastbp` and `python -m fastbp`."""
 import argparse
+import os
 import sys
 
 import fastbp as fb
@@ -147,6 +148,9 @@ def main(argv=None):
     args = parser().parse_args(argv)
     try:
         args.run(args)
+    except BrokenPipeError:    # whoever read has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (OSError, ValueError, RuntimeError) as problem:
         print(f"fastbp {args.command}: {problem}", file=sys.stderr)
         return 2

@@ -19,6 +19,24 @@ def fastbp(*args, cwd=None, **options):
                           **options)
 
 
+def on_a_terminal(*args, **environment):
+    """What Python with these arguments writes to a terminal."""
+    pid, fd = pty.fork()
+    if pid == 0:
+        os.execve(sys.executable, [sys.executable, *args], {"TERM": "xterm", **os.environ, **environment})
+    seen = b""
+    while True:
+        try:
+            chunk = os.read(fd, 1000)
+        except OSError:
+            break
+        if not chunk:
+            break
+        seen += chunk
+    os.waitpid(pid, 0)
+    return seen
+
+
 def test_bench_prints_the_peak_and_a_ratio_for_each_row():
     result = fastbp("bench", "--quick")
     assert result.returncode == 0 and result.stderr == "", result.stderr
@@ -94,21 +112,15 @@ def test_train_on_a_folder(tmp_path):
 
 
 def test_a_terminal_gets_a_progress_bar():
-    pid, fd = pty.fork()
-    if pid == 0:
-        os.execv(sys.executable, [sys.executable, "-c", (
-            "import fastbp.train as t; b = t.Bar(100, __import__('sys').stdout); b.show(50, 'epoch'); b.clear()")])
-    seen = b""
-    while True:
-        try:
-            chunk = os.read(fd, 1000)
-        except OSError:
-            break
-        if not chunk:
-            break
-        seen += chunk
-    os.waitpid(pid, 0)
+    seen = on_a_terminal(
+        "-c", "import fastbp.train as t; b = t.Bar(100, __import__('sys').stdout); b.show(50, 'epoch'); b.clear()")
     assert b"epoch [" + b"#" * 15 + b"." * 15 + b"]  50 %" in seen
+
+
+def test_a_reader_who_has_seen_enough_is_no_error():
+    shell = f"{sys.executable} -m fastbp fit | head -1"
+    result = subprocess.run(["bash", "-c", f"set -o pipefail; {shell}"], capture_output=True, text=True)
+    assert result.returncode == 0 and result.stderr == "" and len(result.stdout.splitlines()) == 1
 
 
 @pytest.mark.parametrize("args, says", [

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 from cases import CASES
-from test_cli import fastbp
+from test_cli import fastbp, on_a_terminal
 
 import fastbp as fb
 from fastbp import nn
@@ -235,6 +235,15 @@ def test_grouped_gates_are_one_stage_or_their_parts(tmp_path):
 def test_gradients_agree_with_central_differences(expression, inputs):
     text = circuit(expression, *(f"{k}={v}" for k, v in inputs.items()))
     assert text.count("  agrees") == len(inputs)
+
+
+def test_values_are_green_and_gradients_red_on_a_terminal_only():
+    args = ["-m", "fastbp", "circuit", "x * 2", "x=3"]
+    seen = on_a_terminal(*args)
+    assert b"\x1b[32m           6\x1b[0m" in seen and b"\x1b[31m           2\x1b[0m" in seen
+    assert b"\x1b" not in on_a_terminal(*args, NO_COLOR="1")
+    assert b"\x1b" not in on_a_terminal(*args, TERM="dumb")
+    assert "\x1b" not in circuit("x * 2", "x=3")
 
 
 def test_a_kink_and_what_is_not_finite_are_said():
