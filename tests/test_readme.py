@@ -37,6 +37,14 @@ def test_every_line_of_the_table_is_made_from_a_row():
     assert len([line for line in made if line.startswith("| `")]) == len(GATES)
 
 
+def test_the_listing_is_that_of_the_training_step():
+    code = next(b for b in blocks("python") if "@fb.staged" in b)
+    space = {}
+    exec(code[:code.index("for epoch")] + "step(X[:32], y[:32])", space)
+    shown = re.search(r"<!-- stages -->\n```\n(.*?)\n```", README.read_text(), re.S)[1]
+    assert str(space["step"].stages()) == shown
+
+
 def test_how_to_add_a_gate_shows_the_code_as_it_stands():
     root = README.parent
     steps = dict(re.findall(r"\d\. `([^`]+)`:.*?```\w+\n(.*?)```", README.read_text(), re.S))
