@@ -922,6 +922,23 @@ cdef class Tensor:
         """The gate that made it, to ask: inputs, local gradients, the upstream gradient, the formula. Or None."""
         return None if self.stage is None else OPERATORS["gate"](self)
 
+    def draw(self, path=None):
+        """The circuit that made it as an SVG picture: written to `path`, or returned as text, which notebooks show.
+
+        From left to right: each wire with its value above in green and the gradient of this
+        tensor for it below in red, numbers for scalars, shape, norm and histogram for arrays;
+        gates round with their sign; groups of gates and layers as boxes. The gradients are those
+        of a backward of the drawing's own, from 1: no `.grad` changes. Names are those of the
+        tensors, the modules' parameters, and the caller's variables.
+        RuntimeError: no gate made it, or a value that a gradient needs was changed in place.
+        StagingError: it is recorded, without values. OSError: the file can't be written.
+        """
+        return OPERATORS["draw"](self, path)
+
+    def _repr_svg_(self):
+        """What a notebook shows: the picture, or None without gates, or with too many to read."""
+        return None if self.stage is None else OPERATORS["notebook"](self)
+
     # --- its gates: each is a row in fastbp.gates
 
     def __add__(self, other): return operate("__add__", self, other)

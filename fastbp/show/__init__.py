@@ -10,4 +10,16 @@ def _gate(t):
     return GateView(t)
 
 
+def _draw(t, path):
+    from fastbp.show.draw import draw
+    return draw(t, path)
+
+
+def _notebook(t):
+    from fastbp.show.draw import notebook
+    return notebook(t)
+
+
 OPERATORS["gate"] = _gate
+OPERATORS["draw"] = _draw
+OPERATORS["notebook"] = _notebook

@@ -75,7 +75,8 @@ class Trace:
         self.root = root
         tensors, leaves = stages_of([root])
         self.leaves = leaves[::-1]
-        self.names = dict(names or {})
+        self.given = dict(names or {})
+        self.names = dict(self.given)
         gates = tensors[::-1]
         self.stages = [Stage(n, *unit) for n, unit in enumerate(_units(gates, root) if whole else _alone(gates), 1)]
         with no_grad():
