@@ -77,6 +77,7 @@ def parser():
     circuit.add_argument("--expand", action="store_true", help="split sigmoid, softplus and other grouped gates into "
                                                                "their parts")
     circuit.add_argument("--json", metavar="FILE", help="write all numbers")
+    circuit.add_argument("--svg", metavar="FILE", help="draw it")
     circuit.set_defaults(run=run_circuit)
     fit = commands.add_parser(
         "fit", help="fit a 1-H-1 net to points, step by step",
@@ -122,7 +123,7 @@ def run_circuit(args):
     values = dict(args.values)
     if len(values) < len(args.values):
         raise ValueError("an input is given twice")
-    show(args.expression, values, args.expand, args.json)
+    show(args.expression, values, args.expand, args.json, args.svg)
 
 
 def run_fit(args):

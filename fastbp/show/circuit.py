@@ -181,7 +181,7 @@ def _of_numbers(name, x, y):
 
 # --- what is printed and written
 
-def show(expression, values, expand=False, to_json=None):
+def show(expression, values, expand=False, to_json=None, to_svg=None):
     """Print the circuit's stages forward and backward, and the check of its gradients; write what is asked for."""
     circuit = Circuit(expression)
     out = circuit.run(values, expand)
@@ -194,6 +194,9 @@ def show(expression, values, expand=False, to_json=None):
         with open(to_json, "w") as file:
             json.dump(as_data(trace, inputs), file, indent=1)
             file.write("\n")
+    if to_svg is not None:
+        from fastbp.show.draw import drawing
+        drawing(trace, to_svg)
 
 
 def lines_of(trace, inputs):

@@ -34,7 +34,7 @@ _RADIUS = 15
 _PAD, _HEAD = 10, 16     # of a group's box: around its parts, and for its name
 _MARGIN = 14
 _BARS, _BAR = 12, 3      # of a histogram, and their width
-_TALL = 20               # a histogram's height
+_TALL = 16               # a histogram's height
 _LONGEST = 24            # characters of a name
 _MOST = 300              # gates that a notebook draws without being asked
 
@@ -128,28 +128,32 @@ class _Label:
 
     def __init__(self, t, name, gradient):
         self.texts, self.bars = [], []
-        number = _number(t)
-        rows = [[("name", name)]] if name else [[]]
+        self.width, self.above, self.below = 0.0, 17.0, 4.0
+        self._row([("name", name), ("value", _number(t))] if t.size == 1 else [("value", _number(t))], -5.0)
         if t.size != 1:
-            rows[0].append(("shape", _shape(t)))
-            rows.append([])
-        rows[-1].append(("value", number))
-        self.width, self.above, self.below = 0.0, 4.0 + 13 * len(rows), 4.0
-        for n, row in enumerate(reversed(rows)):
-            x = 0.0
-            for kind, text in row:
-                self.texts.append((kind, text, x, -5.0 - 13 * n))
-                x += _wide(text + " ")
-            self.width = max(self.width, x)
+            x = self._row([("name", name), ("shape", _shape(t))], -18.0)
+            self.above = 20.0 + _TALL
+            self._histogram("value", t, x, -18.0)
         if gradient is not None:
-            self.texts.append(("gradient", _number(gradient), 0.0, 13.0))
-            self.width, self.below = max(self.width, _wide(self.texts[-1][1] + " ")), 17.0
-        if t.size > 1:
-            self.bars.append(("value", _bars(t.numpy()), self.width, -5.0))
-            if gradient is not None:
-                self.bars.append(("gradient", _bars(gradient.numpy()), self.width, 5.0 + _TALL))
-                self.below = 7.0 + _TALL
-            self.width += _BARS * _BAR + 4
+            self._row([("gradient", _number(gradient))], 13.0)
+            self.below = 17.0
+            if t.size != 1:
+                self.below = 20.0 + _TALL
+                self._histogram("gradient", gradient, x, 18.0 + _TALL)
+
+    def _row(self, texts, y):
+        """Texts beside each other; where the next one would stand."""
+        x = 0.0
+        for kind, text in texts:
+            if text:
+                self.texts.append((kind, text, x, y))
+                x += _wide(text + " ")
+        self.width = max(self.width, x)
+        return x
+
+    def _histogram(self, kind, t, x, foot):
+        self.bars.append((kind, _bars(t.numpy()), x, foot))
+        self.width = max(self.width, x + _BARS * _BAR + 4)
 
 
 # --- a circuit as boxes of nodes
@@ -316,7 +320,7 @@ class _Picture:
         count = len(stage.inputs)
         step = min(9.0, 2.0 * (_RADIUS - 4) / max(count - 1, 1))
         node = Node(head + 6 + label.width + 2, max(label.above, _RADIUS + 1), max(label.below, _RADIUS + 1),
-                    [(n - (count - 1) / 2) * step for n in range(count)], loose=name in _LOOSE, exit=head,
+                    [0.0] * count, fan=step, loose=name in _LOOSE, exit=head,
                     radius=_RADIUS if round_ else None)
         node.stage, node.sign, node.label, node.head = stage, sign, label, head
         return node

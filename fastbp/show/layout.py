@@ -3,27 +3,31 @@
 Columns by the longest path to the end; a wire that skips columns passes each through a joint; the order
 within the columns by barycenters; heights by least squares under the least distances.
 """
+import math
 from bisect import bisect_right, insort
 
 _GAP = 8          # between two nodes of a column
 _CHANNEL = 26     # between two columns: the wires bend here, and nowhere else
 _SWEEPS = 12
+_DEEP = 8         # what comes in from outside is the end of a path so long
 _MANY = 4000      # nodes and joints, above which only the cheap steps are taken
 
 
 class Node:
     """A box on a wire's height y: `above` and `below` are what it takes over and under it.
 
-    ins, outs: heights of its ports relative to y. leaf: nothing enters it; it moves to its first reader.
-    pin: "first" or "last", at the left or right border. loose: its inputs may be drawn in any order.
-    exit: where on its width the wires begin. radius: of the circle that wires end on.
+    ins, outs: heights of its ports relative to y. fan: how far apart wires end that come to one height.
+    loose: they may come in any order. leaf: nothing enters it; it moves to its first reader. pin: "first" or
+    "last", at the left or right border. exit: where on its width the wires begin. radius: of the circle that
+    wires end on.
     """
     joint = False
+    depth = 0    # the longest path to it
 
-    def __init__(self, width=0.0, above=0.0, below=0.0, ins=(), outs=(0.0,), *, leaf=False, pin=None, loose=False,
+    def __init__(self, width=0.0, above=0.0, below=0.0, ins=(), outs=(0.0,), *, fan=0.0, loose=False, leaf=False, pin=None,
                  exit=None, radius=None):
         self.width, self.above, self.below, self.ins, self.outs = width, above, below, list(ins), list(outs)
-        self.leaf, self.pin, self.loose, self.radius = leaf, pin, loose, radius
+        self.fan, self.loose, self.leaf, self.pin, self.radius = fan, loose, leaf, pin, radius
         self.exit = width if exit is None else exit
         self.x = self.y = 0.0
         self.rank = self.place = 0
@@ -33,9 +37,9 @@ class Node:
 class _Joint(Node):
     joint = True
 
-    def __init__(self, rank):
+    def __init__(self, rank, depth):
         super().__init__(0.0, 4.0, 4.0, (0.0,))
-        self.rank = rank
+        self.rank, self.depth = rank, depth
 
 
 class Net:
@@ -52,8 +56,9 @@ class _Segment:
         self.net, self.left, self.out, self.right, self.into = net, left, out, right, into
         left.right.append(self)
         right.left.append(self)
-        joints = left.joint + right.joint
-        self.weight = (0.25 if left.leaf else 1.0, 2.0, 8.0)[joints]    # long wires are kept straight first
+        # Kept straight first: long wires, and of a node's wires the one at the end of the longest path.
+        self.weight = (8.0 if left.joint and right.joint else 0.2 if left.leaf else
+                       1.0 if right.joint or left.depth + 1 >= right.depth else 0.3)
 
     @property
     def start(self):
@@ -70,7 +75,7 @@ class _Segment:
 
     @property
     def y2(self):
-        return self.right.y + (0.0 if self.right.loose else self.right.ins[self.into])
+        return self.right.y + self.right.ins[self.into]
 
 
 def sorted_nodes(nodes, nets):
@@ -107,7 +112,7 @@ class Layout:
         self._join()
         many = sum(map(len, self.columns)) > _MANY
         self._order(min(sweeps, 2) if many else sweeps, many)
-        self._heights(4 if many else 10)
+        self._heights(4 if many else 24)
         self._widths(border, least)
 
     # --- columns
@@ -117,10 +122,14 @@ class Layout:
         if len(order) < len(self.nodes):
             raise ValueError("the nets form a cycle")
         outs, ins = {n: [] for n in order}, {n: [] for n in order}
+        for node in order:
+            node.left, node.right = [], []
         for net in self.nets:
             outs[net.source[0]].append(net)
             for node in dict.fromkeys(node for node, _ in net.sinks):
                 ins[node].append(net)
+        for node in order:
+            node.depth = _DEEP if node.pin == "first" else max((n.source[0].depth + 1 for n in ins[node]), default=0)
         for node in reversed(order):    # as late as can be: next to the first reader
             node.rank = min((sink.rank for net in outs[node] for sink, _ in net.sinks), default=0) - 1
         for _ in range(3):
@@ -157,7 +166,7 @@ class Layout:
             end = max(sink.rank for sink, _ in net.sinks)
             steps = [(source, out)]
             for rank in range(source.rank + 1, end):
-                joint = _Joint(rank)
+                joint = _Joint(rank, source.depth)
                 found.append(_Segment(net, *steps[-1], joint, 0))
                 steps.append((joint, 0))
             for sink, into in net.sinks:
@@ -259,6 +268,9 @@ class Layout:
             both = sweep >= 4
             for column in self.columns if sweep % 2 else reversed(self.columns):
                 self._pull(column, sweep % 2 or both, not sweep % 2 or both)
+            if both and sweep % 4 == 3:
+                self._straighten()
+        self._straighten()
         top = min(n.y - n.above for c in self.columns for n in c)
         self.height = max(n.y + n.below for c in self.columns for n in c) - top
         for column in self.columns:
@@ -280,6 +292,30 @@ class Layout:
                 steps.append(steps[-1] + column[n - 1].below + _GAP + node.above)
         for node, y in zip(column, spread(wanted, weights, steps), strict=True):
             node.y = y
+
+    def _straighten(self):
+        """Each long wire on one height, or on as few as its neighbours leave it."""
+        for net, segments in self.segments.items():
+            joints = [s.right for s in segments if s.right.joint]
+            target = next((s.y2 for s in reversed(segments) if s.left is joints[-1]), 0.0) if joints else 0.0
+            y = net.source[0].y + net.source[0].outs[net.source[1]]
+            while joints:
+                low, high, run = -math.inf, math.inf, 0
+                for node in joints:
+                    column = self.columns[node.rank]
+                    over, under = column[node.place - 1:node.place], column[node.place + 1:node.place + 2]
+                    least = over[0].y + over[0].below + _GAP + node.above if over else -math.inf
+                    most = under[0].y - under[0].above - _GAP - node.below if under else math.inf
+                    if max(low, least) > min(high, most):
+                        break
+                    low, high, run = max(low, least), min(high, most), run + 1
+                run = max(run, 1)
+                if run == len(joints) and not low <= y <= high:
+                    y = target
+                y = min(max(y, low), high)
+                for node in joints[:run]:
+                    node.y = y
+                joints = joints[run:]
 
     # --- widths
 
@@ -304,12 +340,12 @@ class Layout:
         pieces = [(-border if source.pin == "first" else source.x + source.exit, y, rights[source.rank], y)]
         for s in self.segments[net]:
             node = s.right
-            into = 0.0 if not node.ins else node.ins[s.into]
+            place = s.into
             if node.loose:
-                arrivals = sorted(node.left, key=lambda s: (s.y1, s.left.place, s.into))
-                into = sorted(node.ins)[arrivals.index(s)]
-            y2 = node.y + into
-            x2 = node.x + (node.radius - (node.radius ** 2 - into ** 2) ** 0.5 if node.radius else 0.0)
+                place = sorted(node.left, key=lambda s: (s.y1, s.left.place, s.into)).index(s)
+            fanned = (place - (len(node.ins) - 1) / 2) * node.fan
+            y2 = s.y2 + fanned
+            x2 = node.x + (node.radius - (node.radius ** 2 - fanned ** 2) ** 0.5 if node.radius else 0.0)
             pieces.append((rights[s.left.rank], s.y1, x2, y2))
             if node.joint:
                 pieces.append((x2, y2, rights[node.rank], y2))
