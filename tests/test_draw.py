@@ -118,6 +118,12 @@ def named(name):
     return y + 1
 
 
+def long_group():
+    def a_function_with_a_name_that_is_longer_than_its_box(x):
+        return x * 2
+    return fb.tanh(fb.gate(a_function_with_a_name_that_is_longer_than_its_box)(leaf(1, "x")) + 1)
+
+
 def of_array(values, dtype=np.float64):
     x = fb.tensor(np.asarray(values, dtype), requires_grad=True, name="x")
     return (x * x).sum()
@@ -129,7 +135,7 @@ CIRCUITS = {
        for make in (chain, wide_sum, one_gate_of_many, fork, tree, random_circuit)},
     **{f"random {seed}": lambda seed=seed: random_circuit(40, seed) for seed in range(1, 9)},
     "scalar net": lambda: scalar_net((3, 4, 4, 1), False), "boxes": lambda: scalar_net((3, 4, 4, 1), True),
-    "two layers": lambda: net(2)[0], "deep net": lambda: net(12)[0], "tangled": tangled,
+    "two layers": lambda: net(2)[0], "deep net": lambda: net(12)[0], "tangled": tangled, "long group": long_group,
     "long name": lambda: named("a_name_that_is_much_longer_than_any_name_should_be"),
     "markup": lambda: named("<b a='\"'>&amp;</b>]]>"), "odd characters": lambda: named("日本\x00\n\ud800é"),
     "nan and inf": lambda: fb.log(leaf(-1, "x")) + fb.log(leaf(0, "y")), "zero": lambda: leaf(0, "x") * 0,
@@ -267,6 +273,9 @@ def test_a_group_is_a_box_around_its_gates_and_nothing_else(drawn):
             within = ((points > np.array(box[:2]) + 0.2) & (points < np.array(box[2:]) - 0.2)).all(axis=1)
             on = ((points >= np.array(box[:2]) - 0.2) & (points <= np.array(box[2:]) + 0.2)).all(axis=1)
             assert not within.any() or on.all()
+    for e in g.root.iter(f"{SVG}g"):
+        if e.find(f"{SVG}text").get("class") == "title":
+            assert inside(text_box(e.find(f"{SVG}text")), rect_box(e.find(f"{SVG}rect")))
     for i, a in enumerate(g.groups):
         for b in g.groups[i + 1:]:
             apart = a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
@@ -334,12 +343,15 @@ def test_a_histogram_stands_where_the_counts_say():
     heights = [float(v) for v in re.findall(r"v(-[\d.]+)", first.get("d"))]
     starts = [float(x) for x in re.findall(r"M([\d.]+)", first.get("d"))]
     assert heights == [-16, -8, -8] and np.diff(starts).tolist() == [9, 24]
+    (shape,) = (e for e in label if e.get("class") == "shape")
+    assert 0 < starts[0] - text_box(shape)[2] < 9
 
 
 def test_a_norm_does_not_overflow():
     assert _norm(np.array([3e300, 4e300])) == pytest.approx(5e300) and _norm(np.array([3e-320, 0])) > 0
     assert math.isinf(_norm(np.array([math.inf, 1]))) and math.isnan(_norm(np.array([math.nan, 1])))
-    assert _norm(np.zeros((0, 3))) == 0
+    assert _norm(np.zeros((0, 3))) == 0 and _norm(np.zeros(3)) == 0
+    assert _norm(np.arange(12.0).reshape(3, 4)) == pytest.approx(506 ** 0.5, rel=1e-14)
 
 
 def test_inputs_have_the_names_of_the_callers_variables():
@@ -397,10 +409,10 @@ def test_a_tree_has_no_crossings_and_sweeps_add_none():
     fewer = 0
     for seed in range(12):
         picture = _Picture(Trace(random_circuit(60, seed)))
-        layout = picture.whole.layout
-        before = Layout(layout.nodes, layout.nets, sweeps=0).crossings
-        fewer += picture.crossings < before
-        assert picture.crossings <= before
+        nodes, nets = picture.whole.layout.nodes, picture.whole.layout.nets
+        counts = [Layout(nodes, nets, sweeps=n).crossings for n in range(13)]
+        assert counts == sorted(counts, reverse=True) and counts[-1] == picture.crossings
+        fewer += counts[-1] < counts[0]
     assert fewer >= 8
 
 
@@ -440,6 +452,14 @@ def test_long_wires_are_straight():
     g = Geometry((y + x).draw())
     heights = [np.unique(p[:, 1].round(1)) for p in g.wires]
     assert sum(len(h) > 1 for h in heights) <= 3
+
+
+def test_straightening_takes_bends_away(monkeypatch):
+    def bends():
+        return sum(_Picture(Trace(random_circuit(60, seed))).svg().count("C") for seed in range(6))
+    straight = bends()
+    monkeypatch.setattr(Layout, "_straighten", lambda self: None)
+    assert straight < 0.8 * bends()
 
 
 # --- calls
@@ -521,8 +541,7 @@ def test_light_and_dark_can_be_told_from_their_ground():
         for kind in ("value", "gradient"):
             a, b = sorted((colors[kind], colors["paper"]))
             assert (b + 0.05) / (a + 0.05) >= 4.5
-    selectors = [s for rule in re.findall(r"([^{}]+)\{[^{}]*\}", style.replace("@media (prefers-color-scheme:dark){", ""))
-                 for s in rule.split(",")]
+    selectors = [s for rule in re.findall(r"([^{}]+)\{[^{}]*\}", light + dark[1:]) for s in rule.split(",")]
     assert len(selectors) > 20 and all(s.startswith("svg.fastbp ") for s in selectors)
 
 
@@ -536,6 +555,8 @@ def test_fastbp_circuit_draws(tmp_path):
     g = run("--svg", tmp_path / "c.svg")
     assert g.labels()["w"] == {"value": ["2"], "gradient": ["-0.098306"]} and g.labels()["f"]["value"] == ["0.268941"]
     assert [s for s, _ in g.signs] == ["×", "σ"]
+    assert fastbp("circuit", "mse_loss(x, 2 * x)", "x=1", "--svg", tmp_path / "d.svg").returncode == 0
+    assert [s for s, _ in Geometry((tmp_path / "d.svg").read_text(encoding="utf-8")).signs] == ["×", "mse_loss"]
     g = run("--svg", tmp_path / "c.svg", "--expand")
     assert sorted(s for s, _ in g.signs) == sorted(["×", "−x", "exp", "+", "÷"]) and g.of("title") == ["sigmoid"]
 

@@ -24,8 +24,8 @@ class Node:
     joint = False
     depth = 0    # the longest path to it
 
-    def __init__(self, width=0.0, above=0.0, below=0.0, ins=(), outs=(0.0,), *, fan=0.0, loose=False, leaf=False, pin=None,
-                 exit=None, radius=None):
+    def __init__(self, width=0.0, above=0.0, below=0.0, ins=(), outs=(0.0,), *, fan=0.0, loose=False, leaf=False,
+                 pin=None, exit=None, radius=None):
         self.width, self.above, self.below, self.ins, self.outs = width, above, below, list(ins), list(outs)
         self.fan, self.loose, self.leaf, self.pin, self.radius = fan, loose, leaf, pin, radius
         self.exit = width if exit is None else exit
@@ -268,9 +268,8 @@ class Layout:
             both = sweep >= 4
             for column in self.columns if sweep % 2 else reversed(self.columns):
                 self._pull(column, sweep % 2 or both, not sweep % 2 or both)
-            if both and sweep % 4 == 3:
+            if sweep % 4 == 3:
                 self._straighten()
-        self._straighten()
         top = min(n.y - n.above for c in self.columns for n in c)
         self.height = max(n.y + n.below for c in self.columns for n in c) - top
         for column in self.columns:
