@@ -1,7 +1,6 @@
 """Drawings: true numbers, and a geometry, read from the SVG itself, in which nothing covers anything."""
 import math
 import re
-import threading
 import unicodedata
 import xml.etree.ElementTree as ET
 from collections import Counter
@@ -521,11 +520,7 @@ def test_a_long_chain_is_no_problem():
 def test_deep_groups_are_no_problem():
     def nest(n, x):
         return x * 2 if n == 0 else fb.gate(lambda x: nest(n - 1, x))(x)
-    g = []
-    worker = threading.Thread(target=lambda: g.append(Geometry(nest(150, leaf(1)).draw())))
-    worker.start()
-    worker.join()
-    assert len(g[0].groups) == 150
+    assert len(Geometry(nest(150, leaf(1)).draw()).groups) == 150
 
 
 def test_light_and_dark_can_be_told_from_their_ground():

@@ -79,7 +79,7 @@ def _wide(text, size=_SMALL):
 
 def _clean(text):
     """On one line, without the characters that XML has no place for."""
-    return "".join(c if c.isprintable() else "\ufffd" for c in text)
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def _shape(t):
@@ -393,10 +393,13 @@ class _Picture:
             d, end = [], None
             for x1, y1, x2, y2 in box.layout.paths[net]:
                 x1, y1, x2, y2 = box.x + x1, box.y + y1, box.x + x2, box.y + y2
+                straight = abs(y1 - y2) < 0.05
                 if (x1, y1) != end:
                     d.append(f"M{_n(x1)} {_n(y1)}")
+                elif straight and d[-1][0] == "H":
+                    d.pop()
                 middle = _n((x1 + x2) / 2)
-                d.append(f"H{_n(x2)}" if abs(y1 - y2) < 0.05 else
+                d.append(f"H{_n(x2)}" if straight else
                          f"C{middle} {_n(y1)} {middle} {_n(y2)} {_n(x2)} {_n(y2)}")
                 end = x2, y2
             yield f'<path class="wire" d="{"".join(d)}"/>'

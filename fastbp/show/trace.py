@@ -312,7 +312,8 @@ def _inside(group, call):
 def names_of_caller():
     """{id of a tensor: the name of a variable} in the frame that called fastbp."""
     frame = sys._getframe(1)
-    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("fastbp", "IPython"):
+    between = ("fastbp", "IPython", "decorator", "traitlets")    # a notebook calls by way of them
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in between:
         frame = frame.f_back
     if frame is None:
         return {}
