@@ -363,6 +363,31 @@ def test_inputs_have_the_names_of_the_callers_variables():
     assert "own" in Geometry(loss.draw()).of("name")
 
 
+def test_names_are_found_through_a_notebooks_own_frames():
+    weight = leaf(3)
+    loss = weight * 2
+    display = eval("lambda t: t._repr_svg_()", {"__name__": "decorator"})
+    assert sorted(Geometry(display(loss)).of("name")) == ["loss", "weight"]
+
+
+@pytest.mark.parametrize("call", [lambda x, y: x - y, lambda x, y: y / x, lambda x, y: fb.exp(y) - x])
+def test_the_first_operand_stands_above_the_second(call):
+    root = call(leaf(2, "x"), leaf(3, "y"))
+    g = Geometry(root.draw())
+    ends = {tuple(p[0].round(1)): p[-1] for p in g.wires}    # where a wire begins: where it ends
+    first, second = root._inputs
+    trace = Trace(root)
+    starts = {text: box for kind, text, box in g.texts if kind == "name"}
+
+    def end(t):
+        if trace.name(t) in starts:
+            x, y = starts[trace.name(t)][2], (starts[trace.name(t)][1] + starts[trace.name(t)][3]) / 2
+        else:
+            x, y = g.gates[0][2], (g.gates[0][1] + g.gates[0][3]) / 2
+        return min(ends.items(), key=lambda item: math.hypot(item[0][0] - x, item[0][1] - y))[1]
+    assert end(first)[1] < end(second)[1]
+
+
 def test_a_gate_tells_its_formula_and_local_gradients():
     x, y = leaf(2, "x"), leaf(5, "y")
     titles = Geometry((x * y).draw()).titles

@@ -233,7 +233,7 @@ class _Picture:
         """Boxes, nodes and nets; the groups in `flat` get no box."""
         self.whole = _Box()
         self.boxes = {None: self.whole}
-        self.stages, self.home = {}, {}
+        self.home = {}    # {id of a tensor: (box, node) that it comes from}
         for stage in self.trace.stages:
             box = self.whole
             groups = stage.groups

@@ -22,7 +22,7 @@ class Node:
     wires end on.
     """
     joint = False
-    depth = 0    # the longest path to it
+    depth = least = 0    # the longest path to it; the least depth of what it reads
 
     def __init__(self, width=0.0, above=0.0, below=0.0, ins=(), outs=(0.0,), *, fan=0.0, loose=False, leaf=False,
                  pin=None, exit=None, radius=None):
@@ -57,8 +57,9 @@ class _Segment:
         left.right.append(self)
         right.left.append(self)
         # Kept straight first: long wires, and of a node's wires the one at the end of the longest path.
-        self.weight = (8.0 if left.joint and right.joint else 0.2 if left.leaf else
-                       1.0 if right.joint or left.depth + 1 >= right.depth else 0.3)
+        longest = left.depth + 1 >= right.depth
+        self.weight = (8.0 if left.joint and right.joint else 4.0 if longest and right.least < left.depth else
+                       0.2 if left.leaf else 1.0 if longest or right.joint else 0.3)
 
     @property
     def start(self):
@@ -129,7 +130,9 @@ class Layout:
             for node in dict.fromkeys(node for node, _ in net.sinks):
                 ins[node].append(net)
         for node in order:
-            node.depth = _DEEP if node.pin == "first" else max((n.source[0].depth + 1 for n in ins[node]), default=0)
+            depths = [net.source[0].depth for net in ins[node]]
+            node.depth = _DEEP if node.pin == "first" else max(depths, default=-1) + 1
+            node.least = min(depths, default=0)
         for node in reversed(order):    # as late as can be: next to the first reader
             node.rank = min((sink.rank for net in outs[node] for sink, _ in net.sinks), default=0) - 1
         for _ in range(3):
