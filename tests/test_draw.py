@@ -398,6 +398,15 @@ def test_a_gate_tells_its_formula_and_local_gradients():
 def test_constants_are_small_numbers_without_a_gradient():
     g = Geometry((leaf(2, "x") * 3 + 1).draw())
     assert g.of("constant") == ["3", "1"] and len(g.of("gradient")) == 3
+    g = Geometry(long_group().draw())
+    assert {text: inside(box, g.groups[0]) for kind, text, box in g.texts if kind == "constant"} == {
+        "2": True, "1": False}
+
+
+def test_inputs_end_where_their_column_ends():
+    g = Geometry((leaf(1, "x") * leaf(2, "a_rather_long_name")).draw())
+    (_, _, a), (_, _, b) = (t for t in g.texts if t[0] == "name")
+    assert a[2] - a[0] + 50 < b[2] - b[0] and a[2] == pytest.approx(b[2], abs=6)
 
 
 def test_names_are_escaped_and_cut():
@@ -438,6 +447,23 @@ def test_a_tree_has_no_crossings_and_sweeps_add_none():
         assert counts == sorted(counts, reverse=True) and counts[-1] == picture.crossings
         fewer += counts[-1] < counts[0]
     assert fewer >= 8
+
+
+def test_wires_come_to_a_sum_in_the_order_of_their_heights():
+    turned = 0
+    for seed in range(12):
+        layout = _Picture(Trace(random_circuit(60, seed))).whole.layout
+        for node in layout.nodes:
+            if not node.loose:
+                continue
+            arrivals = sorted((s.y1, p[3]) for net in layout.nets for s in layout.segments[net] if s.right is node
+                              for p in layout.paths[net] if abs(p[1] - s.y1) < 1e-9 and abs(p[2] - node.x) < 15
+                              and abs(p[3] - node.y) < 15)
+            heights = [y for _, y in arrivals]
+            assert heights == sorted(heights)
+            order = [s.into for s in sorted(node.left, key=lambda s: s.y1)]
+            turned += order != sorted(order)
+    assert turned > 0
 
 
 def test_crossings_are_counted():
