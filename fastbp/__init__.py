@@ -6,10 +6,11 @@ except ModuleNotFoundError as missing:
                       "or leave the source folder to use an installed fastbp") from missing
 
 from fastbp import data, errors, nn, optim, show
+from fastbp.anomaly import detect_anomaly
 from fastbp.create import arange, full, ones, randn, zeros
 from fastbp.custom import define_gate
 from fastbp.differentiate import grad, gradcheck, value_and_grad
-from fastbp.errors import DtypeError, GradcheckError, ShapeError, StagingError
+from fastbp.errors import AnomalyError, DtypeError, GradcheckError, ShapeError, StagingError
 from fastbp.gates import GATES
 from fastbp.gates import grouped as gate
 from fastbp.machine import (

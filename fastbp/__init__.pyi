@@ -2,6 +2,7 @@ from fastbp import data as data
 from fastbp import errors as errors
 from fastbp import nn as nn
 from fastbp import optim as optim
+from fastbp.anomaly import detect_anomaly as detect_anomaly
 from fastbp.create import arange as arange
 from fastbp.create import full as full
 from fastbp.create import ones as ones
@@ -11,6 +12,7 @@ from fastbp.custom import define_gate as define_gate
 from fastbp.differentiate import grad as grad
 from fastbp.differentiate import gradcheck as gradcheck
 from fastbp.differentiate import value_and_grad as value_and_grad
+from fastbp.errors import AnomalyError as AnomalyError
 from fastbp.errors import DtypeError as DtypeError
 from fastbp.errors import GradcheckError as GradcheckError
 from fastbp.errors import ShapeError as ShapeError

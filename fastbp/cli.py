@@ -13,14 +13,14 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
-def number(kind, low, what):
-    """A parser of numbers above or from `low`."""
+def number(kind, low, what, high=float("inf")):
+    """A parser of numbers from `low` on, below `high`."""
     def parse(text):
         try:
             value = kind(text)
         except ValueError:
             raise argparse.ArgumentTypeError(f"{text!r} is no {what}") from None
-        if not low <= value < float("inf"):
+        if not low <= value < high:
             raise argparse.ArgumentTypeError(f"{text} is no {what}")
         return value
     return parse
@@ -29,6 +29,7 @@ def number(kind, low, what):
 count = number(int, 1, "number of 1 or more")
 seed = number(int, 0, "seed of 0 or more")
 rate = number(float, 0.0, "rate of 0 or more")
+scale = number(float, 1e-30, "scale from 1e-30 to 1e30", 1e30)
 
 
 def assignment(text):
@@ -105,6 +106,27 @@ def parser():
     fit.add_argument("--plot", metavar="FILE", help="draw the residuals, the way down and the bent curves")
     fit.add_argument("--json", metavar="FILE", help="write all numbers")
     fit.set_defaults(run=run_fit)
+    health = commands.add_parser(
+        "health", help="the gradient's norm in each layer of a deep net",
+        description="One step of a deep net on random inputs: the gradient's norm in each layer as a bar, whether it "
+                    "vanishes or explodes, by what factor a layer, and what usually helps.",
+        epilog="fastbp health --depth 20 --activation sigmoid --init normal")
+    health.add_argument("--depth", type=number(int, 1, "depth from 1 to 1000", 1001), default=20, metavar="N",
+                        help="layers with an activation; default: 20")
+    health.add_argument("--width", type=number(int, 1, "width from 1 to 4096", 4097), default=16, metavar="N",
+                        help="units of a layer, and inputs; default: 16")
+    health.add_argument("--activation", choices=["sigmoid", "tanh", "relu"], default="relu", help="default: relu")
+    health.add_argument("--init", choices=["normal", "xavier", "he", "default"],
+                        help="of the weights: N(0, 1), Xavier, He, PyTorch's default; where it is left out the one "
+                             "made for the activation: He for relu, else Xavier")
+    health.add_argument("--batch", type=number(int, 1, "batch from 1 to 65536", 65537), default=64, metavar="N",
+                        help="rows of a batch; default: 64")
+    health.add_argument("--seed", type=seed, default=0, metavar="N", help="of the weights, inputs and labels")
+    health.add_argument("--scale", type=scale, default=1.0, metavar="X", help="the inputs are X times N(0, 1)")
+    health.add_argument("--compare", action="store_true", help="sigmoid, tanh and relu side by side")
+    health.add_argument("--plot", metavar="FILE", help="draw the norms of all layers; needs matplotlib")
+    health.add_argument("--json", metavar="FILE", help="write all numbers")
+    health.set_defaults(run=run_health)
     info = commands.add_parser("info", help="what is in use: version, kernels, threads",
                                description="Print the version, the kernels, the threads and the libraries in use.")
     info.set_defaults(run=lambda args: fb.show_config())
@@ -134,6 +156,12 @@ def run_fit(args):
     only = None if args.only is None else [name.strip() for name in args.only.split(",")]
     show(args.csv, only, start, args.plot, args.json, hidden=args.hidden, activation=args.activation, rate=args.rate,
          steps=args.steps, tolerance=args.tolerance, seed=args.seed)
+
+
+def run_health(args):
+    from fastbp.show.deep import show
+    show(args.depth, args.width, args.activation, args.init, args.batch, args.seed, args.scale, args.compare,
+         args.plot, args.json)
 
 
 def run_bench(args):

@@ -45,6 +45,7 @@ class Recording:
         self.parts = []           # (place, stage undone, dy, its input, the gradient through it, that input's so far)
         self.names = {}           # id: the name of the function's variable
         self.shown = {}           # id of memory's owner: the parameter that the user sees of it
+        self.calls = []           # (group, what it returned) for each call of a module
 
     def add(self, stage):
         """A stage of a gate (its output), an Update, an Assign or a Call."""

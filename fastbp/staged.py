@@ -1,4 +1,5 @@
 """staged: a function is recorded once and replayed, forward, backward and update, in one call."""
+import collections
 import functools
 import inspect
 import itertools
@@ -9,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fastbp.anomaly import restoring
 from fastbp.data.batching import checked_batch_size, order, rows
 from fastbp.differentiate import tree_map
 from fastbp.errors import StagingError, error
@@ -21,7 +23,16 @@ from fastbp.recording import Recording
 from fastbp_ext.gate import Gate
 from fastbp_ext.program import Program
 from fastbp_ext.replay import Bound, Caller, Feed, Replay, called_quickly, is_number, nest_of, spec_of
-from fastbp_ext.tensor import Tensor, empty, from_numpy, is_replayed, no_grad, tensor, with_recorder
+from fastbp_ext.tensor import (
+    Tensor,
+    differentiate_inside,
+    empty,
+    from_numpy,
+    is_replayed,
+    no_grad,
+    tensor,
+    with_recorder,
+)
 
 
 def _no_graph(*unused):
@@ -35,6 +46,8 @@ _END = (Gate("staged", "y = f(x), replayed", form="copy", inputs=["x"], vjp=[_no
         (tensor(0.0, requires_grad=True),))
 
 _accumulate = no_grad()(add)
+
+HEALTHS = 1000    # that a step keeps, the newest
 
 
 class About(NamedTuple):
@@ -244,6 +257,8 @@ class Staged(Caller):
         self.__name__ = getattr(fn, "__name__", type(fn).__name__)    # modules and partials have none
         self._keep_grads = keep_grads
         self._log = []    # one line for each recording
+        self._examined = None    # the function with the measurements of its layers
+        self._healths, self._steps = collections.deque(maxlen=HEALTHS), 0
 
     def __get__(self, instance, owner):
         return self if instance is None else Bound(self, instance)
@@ -252,6 +267,22 @@ class Staged(Caller):
         """The function gate by gate, every value at hand. NumPy arrays are given as tensors, as in a replay."""
         args, kwargs = tree_map(lambda x: from_numpy(x) if isinstance(x, np.ndarray) else x, (args, kwargs))
         return self.function(*args, **kwargs)
+
+    def _checked(self, args, kwargs):
+        """A call within `detect_anomaly`: gate by gate; where it raises, what it changed is put back.
+
+        Other staged functions are inlined, and gradients end where they do after a replay.
+        """
+        recording = (replay := self.replay_for(args, kwargs)).about.recording
+        leaves = [leaf for leaf, _ in recording.grads.values() if not leaf._abstract]
+        given = []
+        tree_map(lambda x: isinstance(x, Tensor) and given.append(x), (args, kwargs))
+        result = restoring((*replay.written, *replay.about.clocks), (*leaves, *given), differentiate_inside,
+                           self.eager, *args, **kwargs)
+        for leaf in leaves if not self._keep_grads else ():
+            if id(leaf) in recording.updated:
+                leaf.grad = None
+        return tree_map(lambda y: y.detach() if isinstance(y, Tensor) else y, result)
 
     def repeat(self, times, *args, **kwargs):
         """As `times` calls on the same arguments; returns what the last returns.
@@ -376,45 +407,82 @@ class Staged(Caller):
         if isinstance(seconds, bool) or not is_number(seconds) or not 0 < seconds < math.inf:
             raise error(ValueError, "profile: seconds can't be this", got=repr(seconds), expected="a number above 0",
                         fix="step.profile(x, y, seconds=0.5)")
-        if not is_replayed():
-            raise error(StagingError, "profile: nothing is replayed here", got="a call while another function is "
-                        "recorded, or FASTBP_STAGED=0", expected="a call from outside",
-                        fix="profile the outer function: its stages are all there")
+        return profile_of(*self._rehearsed("profile", args, kwargs, seconds))
+
+    def health(self, *args, **kwargs):
+        """The health of the gradients on these arguments: a `fastbp.show.health.Health`, whose str() is a table.
+
+        For each layer (a call of a module that calls no other; outside of modules a product or an activation):
+        the norms of its output, of the gradient for it, of its parameters, their gradients and updates; the
+        shares of zeros, of dead ReLUs, of saturated units; the ratio of the gradients from layer to layer; a
+        verdict in words, and what usually helps. The step runs once, in a program of its own; what it changes is
+        put back afterwards, as `profile` does. StagingError: the function has no layers.
+        """
+        _, (_, numbers, layout) = self._examination()._rehearsed("health", args, kwargs)
+        return _health(layout, numbers)
+
+    @property
+    def health_log(self):
+        """[(step, Health)] of `epoch(..., health=k)`, the newest last; steps count from 1 since the last `reset`."""
+        return list(self._healths)
+
+    def _examination(self):
+        """The function with the measurements of its layers: a program of its own, the same bits."""
+        if self._examined is None:
+            from fastbp.show.layers import examined
+            self._examined = Staged(examined(self.function), self._keep_grads)
+        return self._examined
+
+    def _rehearsed(self, what, args, kwargs, seconds=0):
+        """The replay for these arguments and what `rehearse` gives; StagingError where nothing is replayed."""
+        _refuse_where_nothing_is_replayed(what)
         replay = self.replay_for(args, kwargs)
         state = list({id(t): t for t in (*replay.written, *replay.about.clocks)}.values())
-        times = self.measure(args, kwargs, replay, state, seconds)
-        if times is None:
-            raise error(StagingError, "profile: the program fits no more", got="another mode or option",
-                        expected="those that it was recorded with", fix="change them between calls")
-        return profile_of(replay, times)
+        for result in self.rehearse(args, kwargs, replay, state, seconds):
+            return replay, result
+        raise error(StagingError, f"{what}: the program fits no more", got="another mode or option",
+                    expected="those that it was recorded with", fix="change them between calls")
 
     def reset(self):
-        """Forget all programs, and the memory that they share."""
+        """Forget all programs, the memory that they share, and the log of healths."""
         self.forget()
+        self._examined, self._steps = None, 0
+        self._healths.clear()
 
     # --- whole epochs
 
-    def epoch(self, *arrays, batch_size, shuffle=False, rng=None, progress=None, _before=()):
+    def epoch(self, *arrays, batch_size, shuffle=False, rng=None, progress=None, health=None, _before=()):
         """One pass over the rows of `arrays` in batches; the mean of the batch losses, by rows.
 
         The batches and their order are those of `data.batches`; the step is called with each, and
         returns one scalar or a tuple that begins with it. All labels are checked before the first
         batch. `progress(done, total)` is called at most ten times a second and at the end. Ctrl-C
         stops between two batches.
+
+        health=k: every k-th step, counted over all epochs since the last `reset`, runs through a second program
+        that measures its layers, with the same bits; `health_log` has (step, Health) of the last 1,000.
+        ValueError: k is no int of 1 or more. StagingError: nothing is replayed here (FASTBP_STAGED=0).
         """
+        if health is not None:
+            if isinstance(health, bool) or not hasattr(health, "__index__") or health < 1:
+                raise error(ValueError, "epoch: health can't be this", got=repr(health),
+                            expected="an int of 1 or more, or None", fix="health=100: every 100th step")
+            _refuse_where_nothing_is_replayed("epoch: health")
         n, size = rows(arrays), checked_batch_size(batch_size)
         arrays = [a.numpy() if isinstance(a, Tensor) else np.asarray(a) for a in arrays]
         progress = _at_times(progress, n)
         generator(rng)
         if not is_replayed():
-            return self._epoch_by_calls(arrays, n, size, order(n, shuffle, rng), progress, _before)
+            return self._epoch_by_calls(arrays, n, size, order(n, shuffle, rng), progress, None, _before)
         # Both programs are recorded, and all labels checked, before anything changes or is drawn.
         arrays = [from_numpy(np.ascontiguousarray(a)) for a in arrays]
         parts = [self._part(arrays, start, stop, rows_, _before)
                  for start, stop, rows_ in ((0, n - n % size, size), (n - n % size, n, n % size)) if stop > start]
+        for part in parts if health is not None else ():
+            self._examination().replay_for(part.args, {})
         chosen = order(n, shuffle, rng)
         if any(part.columns is None or part.mixed(chosen) for part in parts):
-            return self._epoch_by_calls([a.numpy() for a in arrays], n, size, chosen, progress, _before)
+            return self._epoch_by_calls([a.numpy() for a in arrays], n, size, chosen, progress, health, _before)
         if chosen is not None:
             chosen = from_numpy(np.ascontiguousarray(chosen, dtype=np.int64))
         total = 0.0
@@ -423,13 +491,31 @@ class Staged(Caller):
                         part.rows)
             at = part.start
             while at < part.stop:
-                ran = self.run_rows(part.args, part.replay, feed, at, part.stop, part.rows, total)
-                if ran is None:
-                    raise error(StagingError, "epoch: the program fits no more", got="another mode or option",
-                                expected="those that the epoch began with", fix="change them between epochs")
-                at, total = ran
+                left = self._steps_left(health)    # until one is examined
+                if left == 0:
+                    total += part.rows * self._examined_loss(_batch(arrays, chosen, at, part.rows), _before)
+                    at += part.rows
+                else:
+                    stop = part.stop if health is None else min(part.stop, at + left * part.rows)
+                    ran = self.run_rows(part.args, part.replay, feed, at, stop, part.rows, total)
+                    if ran is None:
+                        raise error(StagingError, "epoch: the program fits no more", got="another mode or option",
+                                    expected="those that the epoch began with", fix="change them between epochs")
+                    self._steps += (ran[0] - at) // part.rows
+                    at, total = ran
                 progress(at)
         return total / n
+
+    def _steps_left(self, health):
+        """How many steps come before the next that is examined."""
+        return -1 if health is None else health - 1 - self._steps % health
+
+    def _examined_loss(self, batch, before):
+        """The loss of one step that is examined."""
+        result, numbers, layout = self._examination()(*before, *batch)
+        self._steps += 1
+        self._healths.append((self._steps, _health(layout, numbers)))
+        return _loss_of(result)
 
     def _part(self, arrays, start, stop, size, before):
         args = (*before, *(from_numpy(a.numpy()[start:start + size]) for a in arrays))
@@ -441,16 +527,41 @@ class Staged(Caller):
         first = replay.inputs - len(arrays)
         return _Part(start, stop, size, args, replay, replay.columns(first, arrays))
 
-    def _epoch_by_calls(self, arrays, n, size, chosen, progress, before):
+    def _epoch_by_calls(self, arrays, n, size, chosen, progress, health, before):
         total = 0.0
         for start in range(0, n, size):
             part = slice(start, start + size) if chosen is None else chosen[start:start + size]
             batch = [a[part] for a in arrays]
-            result = self(*before, *batch)
-            loss = result[0] if isinstance(result, tuple) else result
-            total += loss.item() * len(batch[0])
+            if self._steps_left(health) == 0:
+                loss = self._examined_loss(batch, before)
+            else:
+                loss = _loss_of(self(*before, *batch))
+                self._steps += 1
+            total += loss * len(batch[0])
             progress(min(start + size, n))
         return total / n
+
+
+def _batch(arrays, chosen, at, size):
+    """Rows at .. at + size of tensors, in the order `chosen`."""
+    rows_ = slice(at, at + size) if chosen is None else chosen.numpy()[at:at + size]
+    return [from_numpy(np.ascontiguousarray(a.numpy()[rows_])) for a in arrays]
+
+
+def _loss_of(result):
+    return (result[0] if isinstance(result, tuple) else result).item()
+
+
+def _health(layout, numbers):
+    from fastbp.show.health import Health
+    return Health(layout, [x.item() for x in numbers])
+
+
+def _refuse_where_nothing_is_replayed(what):
+    if not is_replayed():
+        raise error(StagingError, f"{what}: nothing is replayed here", got="a call while another function is "
+                    "recorded, FASTBP_STAGED=0 or fb.detect_anomaly", expected="a call from outside",
+                    fix=f"ask for the {what.rpartition(' ')[2]} of the outer function: its stages are all there")
 
 
 class _Part(NamedTuple):

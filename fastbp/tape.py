@@ -6,11 +6,12 @@ rest are added in the reverse of that order.
 """
 import weakref
 
+from fastbp.anomaly import check_gradient
 from fastbp.errors import DtypeError, ShapeError, StagingError, error
 from fastbp.gates.arithmetic import add
 from fastbp.gates.shape import sum_to
 from fastbp_ext.gate import clone
-from fastbp_ext.tensor import OPERATORS, Tensor, empty, get_recorder, no_grad, tensor
+from fastbp_ext.tensor import OPERATORS, Tensor, empty, get_recorder, no_grad, set_checking, tensor
 
 
 def stages_of(roots):
@@ -84,23 +85,29 @@ def walk(stages, gradients, follow=None):
     `follow`: the ids of the tensors worth a gradient, where not all of them are. A recorder is told of
     each part of a gradient: the stage that is undone, its input, the part, and the gradient so far.
     """
-    for stage in stages:
-        dy = gradients.pop(id(stage), None)
-        if dy is None:
-            continue
-        recorder = get_recorder()
-        if recorder is not None:
-            recorder.undoing = stage
-        for which, x in enumerate(stage._inputs):
-            if x.requires_grad and (follow is None or id(x) in follow):
-                dx = vjp_of(stage, which, dy)
-                if dx is not None:
-                    before = gradients.get(id(x))
-                    gradients[id(x)] = dx if before is None else add(before, dx)
-                    if recorder is not None:
-                        recorder.part(stage, dy, x, dx, gradients[id(x)])
-        if recorder is not None:
-            recorder.undoing = None
+    checks = set_checking(0)    # what a vjp's gates give is no gradient yet: a `where` may leave it out
+    try:
+        for stage in stages:
+            dy = gradients.pop(id(stage), None)
+            if dy is None:
+                continue
+            recorder = get_recorder()
+            if recorder is not None:
+                recorder.undoing = stage
+            for which, x in enumerate(stage._inputs):
+                if x.requires_grad and (follow is None or id(x) in follow):
+                    dx = vjp_of(stage, which, dy)
+                    if dx is not None:
+                        before = gradients.get(id(x))
+                        gradients[id(x)] = dx if before is None else add(before, dx)
+                        if recorder is not None:
+                            recorder.part(stage, dy, x, dx, gradients[id(x)])
+                        elif checks:
+                            check_gradient(stage, which, dy, gradients[id(x)])
+            if recorder is not None:
+                recorder.undoing = None
+    finally:
+        set_checking(checks)
 
 
 def ones_like(t):

@@ -11,11 +11,11 @@ from fastbp_ext.abi cimport FB_CONSTANTS, FB_OPERANDS
 from fastbp_ext.lower cimport (lower_columns, lower_copy, lower_elementwise, lower_fold, lower_product, lower_reduce,
                                lower_rows, lower_scatter, lower_state, lower_take)
 from fastbp_ext.program cimport Executor, now
-from fastbp_ext.tensor cimport (BOOL, FLOAT32, FLOAT64, INT8, INT16, INT32, INT64, MAX_DIMS, UINT8, UINT16, UINT64,
-                                Dtype, Tensor, as_python, blank, blank_like, dtype_name, give_memory, grad_enabled,
-                                integer, is_float, item_size, looked_at, made_inside, make_abstract, new_like,
-                                new_tensor, new_view, recorder, recording, refuse_leaked, scalar, set_stage,
-                                staging_error, watch, wrap_array)
+from fastbp_ext.tensor cimport (BOOL, CHECKS, FLOAT32, FLOAT64, INT8, INT16, INT32, INT64, MAX_DIMS, RUNS, UINT8,
+                                UINT16, UINT64, Dtype, Tensor, as_python, blank, blank_like, dtype_name,
+                                gate_mode, give_memory, grad_enabled, integer, is_float, item_size, looked_at,
+                                made_inside, make_abstract, new_like, new_tensor, new_view, recorder, recording,
+                                refuse_leaked, scalar, set_stage, staging_error, watch, wrap_array)
 
 import operator
 import types
@@ -23,7 +23,7 @@ import types
 import numpy as np
 
 from fastbp_ext.cpu import TABLE
-from fastbp_ext.tensor import tensor
+from fastbp_ext.tensor import OPERATORS, tensor
 
 cdef object bind_method = types.MethodType
 cdef tuple NUMBERS = (float, int, np.floating, np.integer, np.bool_)
@@ -382,19 +382,8 @@ cdef class Gate:
     cdef Tensor apply(self, Tensor y, tuple xs, dict params):
         """Compute y, which has no memory yet, and put the stage on the tape; or record the stage."""
         cdef Tensor x
-        cdef bint follows = False
-        if recording():
-            make_abstract(y)
-            if self.differentiable and grad_enabled():
-                for x in xs:
-                    follows = follows or x.needs_grad
-            set_stage(y, self, xs, params)
-            y.needs_grad = follows
-            y.weak = self.loop == ELEMENTWISE and as_python()
-            for x in xs:
-                y.weak = y.weak and x.weak
-            recorder().add(y)
-            return y
+        if gate_mode() != RUNS:
+            return self.apply_watched(y, xs, params)
         for x in xs:
             if x.abstract:
                 refuse_leaked(x)
@@ -562,7 +551,9 @@ cdef class Gate:
         if self.loop == CUSTOM:
             if kwargs or not args:
                 raise TypeError(f"{self.name}: a gate of NumPy functions takes its inputs by place, one at least")
-            return self.record(self.recorded(*xs) if recording() else wrap_array(self.rule(*xs)), xs, NOTHING)
+            y = self.record(self.recorded(*xs) if recording() else wrap_array(self.rule(*xs)), xs, NOTHING)
+            check(self, y, xs)
+            return y
         if self.loop == JOIN:
             if not xs:
                 raise ValueError(f"{self.name}: no tensors")
@@ -654,6 +645,37 @@ cdef class Gate:
             d += 1
         lower_copy(to, new_view(y, x.rank, x.dims, steps, y.data + <Py_ssize_t> params["offset"]), x)
         return 0
+
+    cdef Tensor apply_watched(self, Tensor y, tuple xs, dict params):
+        """`apply` where the stage goes to the recorder, or what it gives is checked."""
+        cdef Tensor x
+        cdef bint follows = False
+        if recording():
+            make_abstract(y)
+            if self.differentiable and grad_enabled():
+                for x in xs:
+                    follows = follows or x.needs_grad
+            set_stage(y, self, xs, params)
+            y.needs_grad = follows
+            y.weak = self.loop == ELEMENTWISE and as_python()
+            for x in xs:
+                y.weak = y.weak and x.weak
+            recorder().add(y)
+            return y
+        for x in xs:
+            if x.abstract:
+                refuse_leaked(x)
+        give_memory(y)
+        self.lower(now, y, xs, params)
+        self.record(y, xs, params)
+        check(self, y, xs)
+        return y
+
+
+cdef check(gate, Tensor y, tuple inputs):
+    """What a gate or an update gave is looked at, where `detect_anomaly` asks for it."""
+    if gate_mode() == CHECKS:
+        OPERATORS["check"](gate, y, inputs)
 
 
 cdef int64_t read_int(const char* p, Dtype kind) noexcept nogil:
@@ -900,7 +922,9 @@ def update(str kernel, tuple states, Tensor gradient, Tensor hyper):
         if x.kind != w.kind or x.shape != w.shape or x is not gradient and (x.read_only or x._repeats()):
             raise ValueError(f"{kernel}: {dtype_name(x.kind)} {x.shape} can't be part of an update of "
                              f"{dtype_name(w.kind)} {w.shape}, or can't be written")
-    Update(kernel, states, (gradient,), (hyper,)).run()
+    done = Update(kernel, states, (gradient,), (hyper,))
+    done.run()
+    check(done, w, done.inputs)
 
 
 def tick_state(str kernel, list hypers):

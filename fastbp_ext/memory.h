@@ -134,6 +134,7 @@ typedef struct {
     int no_grad;
     int as_python;       /* the gate that is called is an operator of numbers */
     int differentiating; /* inside how many functions that grad differentiates */
+    int checking;        /* what gates give is checked for NaN and infinity */
     void *group;
     void *recorder;
 } fb_thread;

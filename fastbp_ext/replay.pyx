@@ -15,7 +15,7 @@ from libc.string cimport memcpy
 from fastbp_ext.abi cimport fb_flush_begin, fb_flush_end
 from fastbp_ext.program cimport Program, flush, now_seconds, precision
 from fastbp_ext.tensor cimport (FLOAT32, MAX_DIMS, NOWHERE, Dtype, Memory, Tensor, contiguous_copy, generation,
-                                grad_enabled, item_size, memory_of, plain_labels, refuse_leaked, replaying,
+                                checking, grad_enabled, item_size, memory_of, plain_labels, refuse_leaked, replaying,
                                 result_like, seen_at, set_stage, staging, tick, wrap_array)
 
 import os
@@ -779,9 +779,12 @@ cdef class Replay:
         self.finish(made)
         return self.nest.build(made)
 
-    cdef object measure(self, list state, double seconds):
-        """`Program.measure` on the arguments that `takes` took, or RETRY; the tensors `state` are put back."""
-        cdef tuple _made = self.begin()    # what the runs write, until they are done
+    cdef object rehearse(self, list state, double seconds):
+        """What a call on the arguments that `takes` took returns, or RETRY; the tensors `state` are put back.
+
+        Gradients stay where they are. seconds > 0: runs for about so long, and what `Program.measure` returns.
+        """
+        cdef tuple made = self.begin()
         cdef list before
         self.bind()
         if not self.enter(True):
@@ -789,7 +792,10 @@ cdef class Replay:
         try:
             before = [x.numpy().copy() for x in state]
             try:
-                return self.program.measure(seconds)
+                if seconds > 0:
+                    return self.program.measure(seconds)
+                self.program.run_once()
+                return self.nest.build(made)
             finally:
                 for x, values in zip(state, before):
                     np.copyto(x.numpy(), values)
@@ -957,6 +963,8 @@ cdef class Caller:
 
     def __call__(self, *args, **kwargs):
         if not replaying():
+            if checking():
+                return self._checked(args, kwargs)
             return self.function(*args, **kwargs) if staging else self.eager(*args, **kwargs)
         return self.run(args, kwargs, 1)
 
@@ -1043,19 +1051,21 @@ cdef class Caller:
             self.give_turn(replay)
         return at, total
 
-    def measure(self, tuple args, dict kwargs, Replay replay, list state, double seconds):
-        """`Program.measure` on these arguments; None: the replay does not fit them any more.
+    def rehearse(self, tuple args, dict kwargs, Replay replay, list state, double seconds=0):
+        """(what a call on these arguments returns,); () where the replay does not fit them any more.
 
-        state: the tensors that it changes, which are put back.
+        state: the tensors that it changes, which are put back. seconds > 0: what `Program.measure` returns.
         """
         result = RETRY
         while result is RETRY:
             self.take_turn()
             try:
-                result = replay.measure(state, seconds) if replay.takes(items(args), len(args), kwargs) else None
+                if not replay.takes(items(args), len(args), kwargs):
+                    return ()
+                result = replay.rehearse(state, seconds)
             finally:
                 self.give_turn(replay)
-        return result
+        return (result,)
 
     cdef int take_turn(self) except -1:
         while self.busy and self.born == forks:
@@ -1138,6 +1148,10 @@ cdef class Bound:
     def profile(self, *args, **kwargs):
         """See `fastbp.staged.Staged.profile`."""
         return self.staged.profile(self.instance, *args, **kwargs)
+
+    def health(self, *args, **kwargs):
+        """See `fastbp.staged.Staged.health`."""
+        return self.staged.health(self.instance, *args, **kwargs)
 
     def epoch(self, *arrays, **options):
         """See `fastbp.staged.Staged.epoch`."""

@@ -19,6 +19,12 @@ cdef enum Dtype:
     UINT32
     UINT64
 
+cdef enum Mode:
+    # What becomes of a gate that is applied.
+    RUNS        # it is computed
+    RECORDS     # it goes to the recorder
+    CHECKS      # it is computed, and what it gave is checked
+
 cdef struct Memory:
     # The bytes that a tensor's memory takes.
     char* low
@@ -77,7 +83,9 @@ cdef Memory memory_of(Tensor x)
 cdef bint guards_whole(Tensor x)
 cdef void set_stage(Tensor y, object gate, tuple inputs, dict params)
 cdef bint recording() noexcept nogil
+cdef Mode gate_mode() noexcept nogil
 cdef bint replaying() noexcept nogil
+cdef bint checking() noexcept nogil
 cdef object recorder()
 cdef Tensor result_like(Tensor x)
 cdef Tensor seen_at(Tensor x, char* data)

@@ -22,8 +22,9 @@ cdef extern from "memory.h" nogil:
     int fb_guards_whole(const char* data)
     ctypedef struct fb_thread:
         int no_grad
-        int differentiating
         int as_python
+        int differentiating
+        int checking
         void* group
         void* recorder
     fb_thread fb_this_thread
@@ -131,17 +132,38 @@ cdef bint recording() noexcept nogil:
     return fb_this_thread.recorder != NULL
 
 
+cdef Mode gate_mode() noexcept nogil:
+    """What becomes of a gate that this thread applies."""
+    if fb_this_thread.recorder != NULL:
+        return RECORDS
+    return CHECKS if fb_this_thread.checking else RUNS
+
+
 cdef object recorder():
     return <object> <PyObject*> fb_this_thread.recorder
 
 
 cdef bint replaying() noexcept nogil:
     """Whether a staged function is replayed where it is called: it is recorded or differentiated otherwise."""
-    return staging and fb_this_thread.recorder == NULL and fb_this_thread.differentiating == 0
+    return (staging and fb_this_thread.recorder == NULL and fb_this_thread.differentiating == 0
+            and fb_this_thread.checking == 0)
+
+
+cdef bint checking() noexcept nogil:
+    """Whether a staged function that is called here runs gate by gate, each result checked."""
+    return staging and fb_this_thread.checking and fb_this_thread.recorder == NULL and (
+        fb_this_thread.differentiating == 0)
+
+
+def set_checking(int times):
+    """Check what gates of this thread give (times > 0) or not; what it was before is returned."""
+    cdef int before = fb_this_thread.checking
+    fb_this_thread.checking = times
+    return before
 
 
 def is_replayed():
-    """Whether a staged function that is called here is replayed: FASTBP_STAGED=0 turns that off everywhere."""
+    """Whether a staged function that is called here is replayed; never with FASTBP_STAGED=0 or detect_anomaly."""
     return replaying()
 
 

@@ -72,8 +72,12 @@ class Module:
         recorder = get_recorder()
         if recorder is not None:
             recorder.met(self)
+        group = Group(type(self).__name__, module=self)
         try:
-            return in_group(Group(type(self).__name__, module=self), self.forward, args, kwargs)
+            result = in_group(group, self.forward, args, kwargs)
+            if recorder is not None:
+                recorder.calls.append((group, result))
+            return result
         except (ShapeError, DtypeError, IndexError) as problem:
             self._name_layer(problem)
             raise
