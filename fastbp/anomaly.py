@@ -59,7 +59,7 @@ class detect_anomaly(contextlib.ContextDecorator):
         self._before = []    # for each time that it was entered and not yet left
 
     def __enter__(self):
-        before = set_checking(1)
+        before = set_checking(True)
         self._before.append(before)
         if not before:
             _known.forget()

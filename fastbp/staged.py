@@ -28,6 +28,7 @@ from fastbp_ext.tensor import (
     differentiate_inside,
     empty,
     from_numpy,
+    is_checked,
     is_replayed,
     no_grad,
     tensor,
@@ -267,6 +268,12 @@ class Staged(Caller):
         """The function gate by gate, every value at hand. NumPy arrays are given as tensors, as in a replay."""
         args, kwargs = tree_map(lambda x: from_numpy(x) if isinstance(x, np.ndarray) else x, (args, kwargs))
         return self.function(*args, **kwargs)
+
+    def _unreplayed(self, args, kwargs, staging):
+        """A call where gates are recorded, differentiated or checked, or (not `staging`) nothing is replayed at all."""
+        if is_checked():
+            return self._checked(args, kwargs)
+        return self.function(*args, **kwargs) if staging else self.eager(*args, **kwargs)
 
     def _checked(self, args, kwargs):
         """A call within `detect_anomaly`: gate by gate; where it raises, what it changed is put back.

@@ -85,7 +85,7 @@ def walk(stages, gradients, follow=None):
     `follow`: the ids of the tensors worth a gradient, where not all of them are. A recorder is told of
     each part of a gradient: the stage that is undone, its input, the part, and the gradient so far.
     """
-    checks = set_checking(0)    # what a vjp's gates give is no gradient yet: a `where` may leave it out
+    checks = set_checking(False)    # what a vjp's gates give is no gradient yet: a `where` may leave it out
     try:
         for stage in stages:
             dy = gradients.pop(id(stage), None)

@@ -129,12 +129,14 @@ static inline int fb_guards_whole(const char *data) {
     return 1;
 }
 
+/* What gates give is checked for NaN and infinity: with `differentiating`, for in both no function is replayed. */
+enum { FB_CHECKING = 1 << 30 };
+
 /* What each thread has of its own. */
 typedef struct {
     int no_grad;
     int as_python;       /* the gate that is called is an operator of numbers */
-    int differentiating; /* inside how many functions that grad differentiates */
-    int checking;        /* what gates give is checked for NaN and infinity */
+    int differentiating; /* inside how many functions that grad differentiates; FB_CHECKING */
     void *group;
     void *recorder;
 } fb_thread;

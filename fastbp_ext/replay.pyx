@@ -15,7 +15,7 @@ from libc.string cimport memcpy
 from fastbp_ext.abi cimport fb_flush_begin, fb_flush_end
 from fastbp_ext.program cimport Program, flush, now_seconds, precision
 from fastbp_ext.tensor cimport (FLOAT32, MAX_DIMS, NOWHERE, Dtype, Memory, Tensor, contiguous_copy, generation,
-                                checking, grad_enabled, item_size, memory_of, plain_labels, refuse_leaked, replaying,
+                                grad_enabled, item_size, memory_of, plain_labels, refuse_leaked, replaying,
                                 result_like, seen_at, set_stage, staging, tick, wrap_array)
 
 import os
@@ -941,7 +941,7 @@ cdef class Feed:
 
 
 cdef class Caller:
-    """Calls the replay that fits the arguments, and asks `_record` for one where none does.
+    """Calls the replay that fits the arguments, and asks `_record` for one where none does; see `_unreplayed`.
 
     One call at a time: programs of one function share an arena.
     """
@@ -963,9 +963,7 @@ cdef class Caller:
 
     def __call__(self, *args, **kwargs):
         if not replaying():
-            if checking():
-                return self._checked(args, kwargs)
-            return self.function(*args, **kwargs) if staging else self.eager(*args, **kwargs)
+            return self._unreplayed(args, kwargs, staging)
         return self.run(args, kwargs, 1)
 
     cdef object run(self, tuple args, dict kwargs, Py_ssize_t times):

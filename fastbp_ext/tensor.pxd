@@ -85,7 +85,6 @@ cdef void set_stage(Tensor y, object gate, tuple inputs, dict params)
 cdef bint recording() noexcept nogil
 cdef Mode gate_mode() noexcept nogil
 cdef bint replaying() noexcept nogil
-cdef bint checking() noexcept nogil
 cdef object recorder()
 cdef Tensor result_like(Tensor x)
 cdef Tensor seen_at(Tensor x, char* data)

@@ -17,6 +17,7 @@ import numpy as np
 cdef extern from "memory.h" nogil:
     enum:
         FB_DEBUG
+        FB_CHECKING
     char* fb_allocate(size_t bytes)
     void fb_release(char* data, size_t bytes)
     int fb_guards_whole(const char* data)
@@ -24,7 +25,6 @@ cdef extern from "memory.h" nogil:
         int no_grad
         int as_python
         int differentiating
-        int checking
         void* group
         void* recorder
     fb_thread fb_this_thread
@@ -136,7 +136,7 @@ cdef Mode gate_mode() noexcept nogil:
     """What becomes of a gate that this thread applies."""
     if fb_this_thread.recorder != NULL:
         return RECORDS
-    return CHECKS if fb_this_thread.checking else RUNS
+    return CHECKS if fb_this_thread.differentiating & FB_CHECKING else RUNS
 
 
 cdef object recorder():
@@ -145,20 +145,18 @@ cdef object recorder():
 
 cdef bint replaying() noexcept nogil:
     """Whether a staged function is replayed where it is called: it is recorded or differentiated otherwise."""
-    return (staging and fb_this_thread.recorder == NULL and fb_this_thread.differentiating == 0
-            and fb_this_thread.checking == 0)
+    return staging and fb_this_thread.recorder == NULL and fb_this_thread.differentiating == 0
 
 
-cdef bint checking() noexcept nogil:
-    """Whether a staged function that is called here runs gate by gate, each result checked."""
-    return staging and fb_this_thread.checking and fb_this_thread.recorder == NULL and (
-        fb_this_thread.differentiating == 0)
+def is_checked():
+    """Whether a staged function that is called here runs gate by gate, each result checked (`detect_anomaly`)."""
+    return staging and fb_this_thread.recorder == NULL and fb_this_thread.differentiating == FB_CHECKING
 
 
-def set_checking(int times):
-    """Check what gates of this thread give (times > 0) or not; what it was before is returned."""
-    cdef int before = fb_this_thread.checking
-    fb_this_thread.checking = times
+def set_checking(bint on):
+    """Check what gates of this thread give, or not; whether it was so before is returned."""
+    cdef bint before = fb_this_thread.differentiating & FB_CHECKING
+    fb_this_thread.differentiating = fb_this_thread.differentiating & ~FB_CHECKING | (FB_CHECKING if on else 0)
     return before
 
 
