@@ -14,7 +14,7 @@ VANISHING = 0.7, 1e-3       # factor a layer, first / last: 1 / 1000, the first 
 EXPLODING = 1.5, 1e3        # likewise: weights of N(0, 1) before n ReLUs give sqrt(n / 2), 7 for 100
 DEAD = 0.9                  # share of a ReLU layer's units that are 0 for a whole batch. In a deep healthy net the
                             # rows of a batch grow alike, so that half the units are 0 for all of them
-SATURATED = 0.25            # share of a layer's values within 1 % of the end of their range; 1 or 2 % is usual
+SATURATED = 1 / 3           # share of a layer's values within 1 % of the end of their range; 1 or 2 % is usual
 INPUTS = 0.01, 10           # the inputs' RMS: 0.3 for pixels in [0, 1], 1 when standardized, 80 for pixels to 255
 RATE = 0.1                  # update / weight, the median of all: 1e-3 is usual
 
@@ -243,7 +243,7 @@ class Health:
 def draw(healths):
     """A figure of {title: Health}: norms on a logarithmic scale above, shares below; a column for each."""
     drawn = figure(max(7.0, 4.2 * len(healths)), 6.4)
-    axes = drawn.subplots(2, len(healths), squeeze=False, sharey="row", height_ratios=(2, 1))
+    axes = drawn.subplots(2, len(healths), squeeze=False, sharex="col", sharey="row", height_ratios=(2, 1))
     for (title, health), (norms, shares) in zip(healths.items(), axes.T, strict=True):
         layers = health.layers
         where = range(1, len(layers) + 1)
@@ -267,7 +267,6 @@ def draw(healths):
             shares.set_xticks(where, [cut(label(layer), 16) for layer in layers], rotation=30, ha="right")
         else:
             shares.set_xlabel("layer")
-        norms.tick_params(labelbottom=False)
     axes[0][0].set_ylabel("norm")
     axes[1][0].set_ylabel("share")
     for panel in axes.flat:
