@@ -550,9 +550,9 @@ class Staged(Caller):
 
 
 def _batch(arrays, chosen, at, size):
-    """Rows at .. at + size of tensors, in the order `chosen`."""
+    """Rows at .. at + size of tensors, in the order `chosen`, as arrays."""
     rows_ = slice(at, at + size) if chosen is None else chosen.numpy()[at:at + size]
-    return [from_numpy(np.ascontiguousarray(a.numpy()[rows_])) for a in arrays]
+    return [a.numpy()[rows_] for a in arrays]
 
 
 def _loss_of(result):
