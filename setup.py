@@ -67,9 +67,9 @@ def extension(name: str, *flags: str) -> Extension:
 
 setup(
     ext_modules=[
-        *(extension(name) for name in ("tensor", "program", "gate")),
-        # Calls and branches: replay is faster for being smaller, the others have no speed to lose.
-        *(extension(name, "-O2") for name in ("cpu", "pool", "schedule", "lower", "replay")),
+        # Calls and branches: what is smaller is as fast.
+        *(extension(name, "-O2") for name in (
+            "cpu", "gate", "lower", "pool", "program", "replay", "schedule", "tensor")),
         *(extension(f"kernels.{isa}", *KERNEL_FLAGS, *flags) for isa, flags in INSTRUCTION_SETS.items()),
     ],
     options={"build_ext": {"cython_c_in_temp": True, "parallel": os.cpu_count()}},
