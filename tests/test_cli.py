@@ -23,7 +23,8 @@ def on_a_terminal(*args, **environment):
     """What Python with these arguments writes to a terminal."""
     pid, fd = pty.fork()
     if pid == 0:
-        os.execve(sys.executable, [sys.executable, *args], {"TERM": "xterm", **os.environ, **environment})
+        usual = {k: v for k, v in os.environ.items() if k != "NO_COLOR"} | {"TERM": "xterm"}
+        os.execve(sys.executable, [sys.executable, *args], usual | environment)
     seen = b""
     while True:
         try:

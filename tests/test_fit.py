@@ -1,13 +1,11 @@
 """`fastbp fit`: the text's numbers, another gradient descent beside it, the chain rule, errors, the plot."""
 import json
 import os
-import pty
 import re
-import sys
 
 import numpy as np
 import pytest
-from test_cli import fastbp
+from test_cli import fastbp, on_a_terminal
 
 from fastbp.show.fit import ACTIVATIONS, STATQUEST, Fit, fit, names_of, read_points
 
@@ -268,27 +266,9 @@ def test_steps_are_shown_ever_fewer():
     assert numbers == [*range(1, 11), 20, 50, 100, 200, 500, 1000, 2000, 3333]
 
 
-def on_a_terminal(**environment):
-    pid, fd = pty.fork()
-    if pid == 0:
-        keep = {k: v for k, v in os.environ.items() if k != "NO_COLOR"}
-        os.execve(sys.executable, [sys.executable, "-m", "fastbp", "fit", "--only", "b3"],
-                  {**keep, "TERM": "xterm", **environment})
-    seen = b""
-    while True:
-        try:
-            chunk = os.read(fd, 10_000)
-        except OSError:
-            break
-        if not chunk:
-            break
-        seen += chunk
-    os.waitpid(pid, 0)
-    return seen.decode()
-
-
 def test_a_terminal_gets_colour_unless_no_color():
-    bright, plain = on_a_terminal(), on_a_terminal(NO_COLOR="1")
+    args = ["-m", "fastbp", "fit", "--only", "b3"]
+    bright, plain = on_a_terminal(*args).decode(), on_a_terminal(*args, NO_COLOR="1").decode()
     assert re.search(r"20\.4\x1b\[31m +-15\.7\x1b\[0m +-1\.57\x1b\[32m +1\.57\x1b\[0m", bright)
     assert "\x1b" not in plain
     without = re.sub(r"\x1b\[\d*m", "", bright)

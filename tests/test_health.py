@@ -1,14 +1,13 @@
 """Health: the numbers of each layer against NumPy, verdicts in words, the log of epochs, `fastbp health`."""
 import json
 import os
-import pty
 import re
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-from test_cli import fastbp
+from test_cli import fastbp, on_a_terminal
 from test_gates import same_bits
 from test_staged import net
 
@@ -447,20 +446,7 @@ def test_the_command_writes_plain_characters_where_others_do_not_fit():
 
 @pytest.mark.parametrize("extra, colored", [({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)])
 def test_colour_on_a_terminal_alone(extra, colored):
-    env = {k: v for k, v in os.environ.items() if k != "NO_COLOR"} | {"TERM": "xterm", **extra}
-    pid, fd = pty.fork()
-    if pid == 0:
-        os.execve(sys.executable, [sys.executable, "-m", "fastbp", "health", "--depth", "2"], env)
-    seen = b""
-    while True:
-        try:
-            chunk = os.read(fd, 1000)
-        except OSError:
-            break
-        if not chunk:
-            break
-        seen += chunk
-    os.waitpid(pid, 0)
+    seen = on_a_terminal("-m", "fastbp", "health", "--depth", "2", **extra)
     assert b"healthy" in seen and (b"\x1b[" in seen) == colored
 
 
