@@ -2,6 +2,7 @@
 import argparse
 import os
 import sys
+import unicodedata
 
 import fastbp as fb
 
@@ -32,9 +33,16 @@ rate = number(float, 0.0, "rate of 0 or more")
 scale = number(float, 1e-30, "scale from 1e-30 to 1e30", 1e30)
 
 
+def filename(text):
+    if not text:
+        raise argparse.ArgumentTypeError("the name is empty")
+    return text
+
+
 def assignment(text):
     """(name, number) from name=number."""
     name, sign, value = text.partition("=")
+    name = unicodedata.normalize("NFKC", name)    # as Python reads names
     if not sign or not name.isidentifier():
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=NUMBER, as x=-2")
     try:
@@ -59,7 +67,8 @@ def parser():
     train.add_argument("--hidden", type=count, metavar="N", help="hidden units; default: 100, with --data 500")
     train.add_argument("--seed", type=seed, default=0, metavar="N", help="of the split, the weights and the order")
     train.add_argument("--threads", type=count, metavar="N", help="at most so many; the bits do not depend on it")
-    train.add_argument("--save", metavar="FILE", help="write the weights, for fastbp.load and load_state_dict")
+    train.add_argument("--save", type=filename, metavar="FILE",
+                       help="write the weights, for fastbp.load and load_state_dict")
     train.set_defaults(run=run_train)
     bench = commands.add_parser(
         "bench", help="time fastbp beside NumPy on this machine",
@@ -77,8 +86,8 @@ def parser():
     circuit.add_argument("values", nargs="*", type=assignment, metavar="NAME=NUMBER", help="the inputs")
     circuit.add_argument("--expand", action="store_true", help="split sigmoid, softplus and other grouped gates into "
                                                                "their parts")
-    circuit.add_argument("--json", metavar="FILE", help="write all numbers")
-    circuit.add_argument("--svg", metavar="FILE", help="draw it")
+    circuit.add_argument("--json", type=filename, metavar="FILE", help="write all numbers")
+    circuit.add_argument("--svg", type=filename, metavar="FILE", help="draw it")
     circuit.set_defaults(run=run_circuit)
     fit = commands.add_parser(
         "fit", help="fit a 1-H-1 net to points, step by step",
@@ -103,8 +112,9 @@ def parser():
     fit.add_argument("--tolerance", type=rate, metavar="SIZE", help="stop when every step is smaller; default: 0.00001 "
                                                                     "(a plateau has small steps), with --only 0.001")
     fit.add_argument("--seed", type=seed, metavar="N", help="of the parameters at the start; default: 0")
-    fit.add_argument("--plot", metavar="FILE", help="draw the residuals, the way down and the bent curves")
-    fit.add_argument("--json", metavar="FILE", help="write all numbers")
+    fit.add_argument("--plot", type=filename, metavar="FILE",
+                     help="draw the residuals, the way down and the bent curves")
+    fit.add_argument("--json", type=filename, metavar="FILE", help="write all numbers")
     fit.set_defaults(run=run_fit)
     health = commands.add_parser(
         "health", help="the gradient's norm in each layer of a deep net",
@@ -124,8 +134,8 @@ def parser():
     health.add_argument("--seed", type=seed, default=0, metavar="N", help="of the weights, inputs and labels")
     health.add_argument("--scale", type=scale, default=1.0, metavar="X", help="the inputs are X times N(0, 1)")
     health.add_argument("--compare", action="store_true", help="sigmoid, tanh and relu side by side")
-    health.add_argument("--plot", metavar="FILE", help="draw the norms of all layers; needs matplotlib")
-    health.add_argument("--json", metavar="FILE", help="write all numbers")
+    health.add_argument("--plot", type=filename, metavar="FILE", help="draw the norms of all layers; needs matplotlib")
+    health.add_argument("--json", type=filename, metavar="FILE", help="write all numbers")
     health.set_defaults(run=run_health)
     info = commands.add_parser("info", help="what is in use: version, kernels, threads",
                                description="Print the version, the kernels, the threads and the libraries in use.")

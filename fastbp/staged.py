@@ -20,7 +20,7 @@ from fastbp.planner import plan
 from fastbp.planner.listing import Listing
 from fastbp.random import generator
 from fastbp.recording import Recording
-from fastbp_ext.gate import Gate
+from fastbp_ext.gate import Gate, clone
 from fastbp_ext.program import Program
 from fastbp_ext.replay import Bound, Caller, Feed, Replay, called_quickly, is_number, nest_of, spec_of
 from fastbp_ext.tensor import (
@@ -43,7 +43,7 @@ def _no_graph(*unused):
 
 
 # Results that a gradient would follow from end here: a backward that comes so far is refused.
-_END = (Gate("staged", "y = f(x), replayed", form="copy", inputs=["x"], vjp=[_no_graph]),
+_END = (Gate("staged", "y = f(x), replayed", form="copy", inputs=["x"], vjp=[_no_graph], rule=lambda x: (x.shape, {})),
         (tensor(0.0, requires_grad=True),))
 
 _accumulate = no_grad()(add)
@@ -118,6 +118,13 @@ def _hides(x):
     else:
         inside = vars(x).values() if hasattr(x, "__dict__") and not callable(x) else ()
     return inspect.isgenerator(x) or any(isinstance(t, Tensor) and t._abstract for t in inside)
+
+
+def _own_result(y):
+    """A result as a replay gives it: its memory is its own, and a gradient that would follow from it ends."""
+    if not isinstance(y, Tensor):
+        return y
+    return _END[0](y.detach().requires_grad_()) if y.requires_grad else clone(y)
 
 
 class _Results:
@@ -289,7 +296,7 @@ class Staged(Caller):
         for leaf in leaves if not self._keep_grads else ():
             if id(leaf) in recording.updated:
                 leaf.grad = None
-        return tree_map(lambda y: y.detach() if isinstance(y, Tensor) else y, result)
+        return tree_map(_own_result, result)
 
     def repeat(self, times, *args, **kwargs):
         """As `times` calls on the same arguments; returns what the last returns.

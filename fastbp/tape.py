@@ -151,7 +151,7 @@ def backward(root, gradient, retain_graph):
     for leaf, g in sums:
         leaf.grad = g if g._is_whole and id(g._root) not in taken else clone(g)
         taken.add(id(leaf.grad._root))
-    end = None if root._abstract else (weakref.ref(root), gradient)
+    end = None if root._abstract else (weakref.ref(root), clone(gradient))
     for t in stages:
         t._undone, t._consumed = end, not retain_graph
 

@@ -294,6 +294,7 @@ cdef class Gate:
         self.averages = averages
         self.kernel = kernel
         self.of_none = of_none
+        self.operator = self.parts = self.template = None    # a row's, where it has them
         for k, dtype in enumerate(("float32", "float64", "int64")):
             self.kernels[k] = <void*> <size_t> TABLE[dtype].get(kernel, 0)
         if kernel is not None and self.kernels[0] == NULL and self.kernels[2] == NULL:

@@ -255,3 +255,29 @@ def test_no_replay_and_no_measurement_inside():
             with pytest.raises(fb.StagingError, match="detect_anomaly"):
                 call(x)
     assert "matmul" not in str(step.profile(x, seconds=0.01))
+
+
+def test_results_own_their_memory_as_those_of_a_replay():
+    w = fb.tensor(np.ones(3), requires_grad=True)
+    opt = optim.SGD([w], lr=0.1)
+
+    @fb.staged
+    def step(x):
+        loss = (w * x).sum()
+        opt.zero_grad()
+        loss.backward()
+        opt.step()
+        return loss, w, x
+
+    x = np.ones(3)
+    replayed = step(x)
+    with fb.detect_anomaly():
+        checked = step(x)
+    assert [t.requires_grad for t in checked] == [t.requires_grad for t in replayed]
+    before = checked[1].numpy().copy()
+    step(x)
+    assert np.array_equal(checked[1].numpy(), before)
+    checked[2].numpy()[0] = 99
+    assert x[0] == 1
+    with pytest.raises(fb.StagingError, match="no graph"):
+        checked[0].backward()

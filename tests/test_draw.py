@@ -610,3 +610,9 @@ def test_fastbp_circuit_draws(tmp_path):
 def test_a_drawing_that_cannot_be_written_gets_one_line(tmp_path):
     result = fastbp("circuit", "x * 2", "x=1", "--svg", tmp_path / "no" / "c.svg")
     assert result.returncode == 2 and re.fullmatch(r"fastbp circuit: .*No such file.*\n", result.stderr)
+
+
+def test_gates_of_numpy_functions_are_drawn():
+    cube = fb.define_gate("cube", lambda x: x**3, lambda dy, y, x: 3 * x**2 * dy)
+    x = fb.tensor(np.float64(2.0), requires_grad=True, name="x")
+    assert ">cube<" in cube(x).draw() and "12" in cube(x)._repr_svg_()

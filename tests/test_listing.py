@@ -181,6 +181,7 @@ def test_a_gate_of_numpy_functions_stands_in_a_line_of_its_own():
     f(fb.ones(3))
     text = str(check(f))
     assert "= cube(x)" in text and "cube_grad(" in text
+    assert "(view)" not in text and "dx = " in text
 
 
 def test_tied_weights_and_accumulated_gradients():
@@ -195,6 +196,80 @@ def test_tied_weights_and_accumulated_gradients():
     for _ in range(2):    # the second call adds to the gradients that are there
         f(fb.ones(2, 3))
         assert "dweight += " in str(check(f)) and "dbias += " in str(f.stages())
+
+
+def texts(staged, *args):
+    staged(*args)
+    return [line.text.strip() for line in check(staged).lines]
+
+
+def test_a_view_of_a_weight_that_is_used_twice_has_both_parts():
+    A = leaf(np.ones((3, 3)), "A")
+
+    @fb.staged
+    def f(x):
+        V = A.T
+        h = fb.tanh(x @ V)
+        loss = (h @ V).sum()
+        loss.backward()
+        return loss
+    found = texts(f, np.ones((4, 3)))
+    assert "(1) t1 = x @ A.T" in found and "dA.T = h.T @ dt2   # (3)" in found and "dA.T += x.T @ dt1   # (1)" in found
+
+
+def test_a_gradient_that_has_a_name_is_made_under_it():
+    A = leaf(np.ones((3, 3)), "A")
+
+    @fb.staged
+    def f(x):
+        g = fb.grad(lambda t: (t @ A).sum())(x)
+        return (g * g).sum()
+    found = texts(f, np.ones((4, 3)))
+    assert "g = dt1 @ A.T   # (1)" in found and "(3) t3 = g * g" in found
+
+
+def test_every_name_is_of_one_thing():
+    """Two models with the same parameters' names, a variable called like a gradient, a tensor called like a stage."""
+    one, two = (nn.Sequential(nn.Linear(3, 3, rng=n)) for n in range(2))
+    scale = fb.tensor(2.0, requires_grad=True, name="t1")
+
+    @fb.staged
+    def f(x):
+        dx = x * 2.0
+        loss = (two(one(dx * x)) * scale).sum()
+        loss.backward()
+        return loss
+    found = texts(f, fb.ones((4, 3), requires_grad=True))
+    for line in ("(1) dx = x * 2", "(3) t3 = t2 @ 0.weight.T", "(5) t5 = t4 @ 0.weight_2.T", "(7) t7 = t6 * t1",
+                 "d_x += ddx * 2   # (1)"):
+        assert line in found
+    assert len([t for t in found if t.startswith("d0.weight")]) == 2
+
+
+def test_gradients_of_several_backwards_have_names_of_their_own():
+    @fb.staged
+    def f(x):
+        first, second = (x * x).sum(), fb.exp(x).sum()
+        return fb.grad(lambda t: (t * t).sum())(x), fb.grad(lambda t: fb.exp(t).sum())(x), first, second
+    names = [t.split()[0] for t in texts(f, leaf(np.ones(3), "x")) if "#" in t and " = " in t]
+    assert len(set(names)) == len(names)
+
+
+def test_accumulated_gradients_are_named():
+    w = leaf([1.0, 2.0], "w")
+
+    @fb.staged
+    def f():
+        loss = (w * w).sum()
+        loss.backward()
+        return loss
+    f()
+    assert any("w.grad + dw" in t for t in texts(f))
+
+
+def test_only_a_transpose_is_written_as_one():
+    found = texts(fb.staged(lambda x: (x.transpose(0, 1) * 2, x.transpose(1, 0) * 3, x.T.T * 4)), np.ones((2, 3)))
+    assert found[0] == "(1) t1 = x" and "(3) t3 = x.T" in found
 
 
 def test_names_that_the_function_has_are_not_given_again():

@@ -2,6 +2,8 @@
 import json
 import math
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -52,6 +54,15 @@ def test_upstream_has_the_gradient_that_backward_was_given():
     z.backward(np.array([1.0, 10.0]))
     assert y.gate.upstream.numpy().tolist() == [6.0, 120.0]
     assert z.gate.upstream.numpy().tolist() == [1.0, 10.0]
+
+
+def test_upstream_is_of_the_gradient_as_it_was_given():
+    x = leaf([1.0, 2.0])
+    y = fb.tanh(x)
+    loss, seed = y.sum(), fb.tensor(np.float64(5.0))
+    loss.backward(seed)
+    seed.copy_(np.array(7.0))
+    assert y.gate.upstream.numpy().tolist() == [5.0, 5.0]
 
 
 def test_looking_touches_no_gradient_and_no_tape():
@@ -252,6 +263,35 @@ def test_a_kink_and_what_is_not_finite_are_said():
     assert "-x" in circuit("-x", "x=1")
 
 
+def test_kinks_and_rounding_are_told_apart_at_any_scale():
+    assert "differs: a kink?" in circuit("1e-9 * relu(x)", "x=0")
+    assert "agrees" in circuit("1e12 + x", "x=1") and "agrees" in circuit("x ** 3", "x=0")
+    assert circuit("exp(30 * x) * sigmoid(1e-6 * y)", "x=1", "y=2").count("agrees") == 2
+
+
+def test_a_whole_call_shows_its_own_arguments():
+    assert "std(t1)" in circuit("std(y * 2)", "y=2")
+    assert "huber_loss(x, y)" in circuit("huber_loss(x, y, delta=0.5)", "x=1", "y=3")
+    assert "binary_cross_entropy_with_logits(x, y)" in circuit("binary_cross_entropy_with_logits(x, y)", "x=1", "y=0.3")
+
+
+def test_json_has_null_for_what_is_not_finite(tmp_path):
+    circuit("log(x)", "x=0", "--json", tmp_path / "n.json")
+    data = json.loads((tmp_path / "n.json").read_text(), parse_constant=lambda name: pytest.fail(name))
+    assert data["forward"][0]["value"] is None
+
+
+def test_names_are_read_as_python_reads_them():
+    assert "agrees" in circuit("\u00b5 * 2", "\u00b5=3")    # the micro sign, which Python takes for mu
+
+
+@pytest.mark.parametrize("args", [["circuit", "x * 2", "x=1"], ["fit", "--steps", "5"], ["health", "--depth", "2"]])
+def test_a_closed_standard_output_is_no_traceback(args):
+    command = " ".join([sys.executable, "-m", "fastbp", *(f"'{a}'" for a in args), ">&-"])
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert result.returncode == 0 and result.stderr == ""
+
+
 def test_lines_fit_80_columns_whatever_the_names():
     name = "a_name_that_is_much_longer_than_any_name_should_be_in_any_expression_at_all"
     text = circuit(f"{name} = x * {name}_too; f = exp({name}) + x", "x=1", f"{name}_too=2")
@@ -287,6 +327,8 @@ def test_lines_fit_80_columns_whatever_the_names():
     ("x", ["x=1"], "nothing to undo"),
     ("2 + 3", [], "nothing to undo"),
     ("x * 2", ["x=1", "--json", "/nowhere/at/all.json"], "No such file"),
+    ("x * 2", ["x=1", "--svg", ""], "the name is empty"),
+    ("+".join(["x"] * 1500), ["x=1"], "nests too deeply"),
 ])
 def test_a_wrong_expression_gets_one_clear_line(expression, values, message):
     text = circuit(expression, *values, code=2)

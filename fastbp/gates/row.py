@@ -9,7 +9,7 @@ import functools
 import inspect
 
 from fastbp_ext.gate import Gate
-from fastbp_ext.tensor import OPERATORS, add_method, in_group
+from fastbp_ext.tensor import OPERATORS, Tensor, add_method, in_group
 
 GATES = {}      # name: the gate or composite; what fastbp exports, in the order of the README
 INTERNAL = {}   # gates that only gradients and composites use
@@ -104,8 +104,9 @@ def gate(form, *, vjp, kernel=None, operator=None, method=True, public=True, con
 class Group:
     """One call of a composite, or of a module: the box that its stages belong to."""
 
-    def __init__(self, name, formula="", module=None):
+    def __init__(self, name, formula="", module=None, given=()):
         self.name, self.formula, self.module = name, formula, module
+        self.given = [x for x in given if isinstance(x, Tensor)]    # the arguments that are tensors
         self.parent = None
 
 
@@ -116,7 +117,7 @@ def grouped(function, name=None):
 
     @functools.wraps(function)
     def call(*args, **kwargs):
-        return in_group(Group(name, formula), function, args, kwargs)
+        return in_group(Group(name, formula, given=(*args, *kwargs.values())), function, args, kwargs)
     return call
 
 

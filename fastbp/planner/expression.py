@@ -19,8 +19,12 @@ def expression(gate, params, inputs, output):
         return f"-{within(inputs[0], SIGN)}", SIGN
     if gate.name == "square":
         return f"{within(inputs[0], ATOM)}**2", POWER
-    if gate.name == "transpose" and output.ndim == 2:
-        return f"{within(inputs[0], ATOM)}.T", ATOM
+    if gate.name == "transpose":
+        x = output._inputs[0]
+        if (x.shape, x.strides) == (output.shape, output.strides):
+            return inputs[0]
+        if output.ndim == 2:
+            return f"{within(inputs[0], ATOM)}.T", ATOM
     texts = [text for text, _ in inputs]
     if gate.form == "reduce":
         ndim = len(params["axes"]) + output.ndim if not params["keepdims"] else output.ndim

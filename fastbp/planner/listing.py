@@ -1,4 +1,6 @@
 """The listing of a recorded function: its stages as a book writes them, and what the planner made of each."""
+from collections import Counter
+
 from fastbp.planner.cost import bytes_of, count_text, flop_of
 from fastbp.planner.expression import ATOM, expression, number
 from fastbp_ext.tensor import Tensor
@@ -40,24 +42,37 @@ class Listing:
         self._names = dict(recording.names)
         for labels, checked, _, _ in recording.indices:
             self._names.setdefault(id(checked), self._names.get(id(labels), labels.name or "labels"))
-        self._taken = set(self._names.values())
+        for leaf, t in recording.entry_grads:
+            self._names[id(t)] = f"{self._names.get(id(leaf)) or leaf.name or 'leaf'}.grad"
+        self._set_apart()
         self._unnamed = 0
         self._made = {id(t) for s in recording.stages for t in _outputs(s)}
-        self._numbers = {}      # id of a forward stage: its number
+        self._count, self._numbers = 0, {}    # id of a forward stage, and of what it makes: its number
         self._gradients = {}    # id of a gradient: its name
         self._inlined = {}      # id of the gradient for a view of a parameter: (its text, what it makes, the number)
         self.lines = []
+        self._uses = Counter(id(x) for _, _, _, x, _, _ in recording.parts)
+        self._apart = self._read_elsewhere()
+        self._begun = set()    # names of gradients
+        self._now = {}         # id of a tensor: the name of its gradient, the last that was begun
         done, begun = 0, set()
         for at, stage, dy, x, dx, total in recording.parts:
             self._write_stages(recording.stages[done:at])
             done = at
             if id(stage) not in begun and id(dy) not in self._gradients and id(dy) not in self._inlined:
-                self._write(f"    d{self.name(stage)} = {self._term(dy, None, None, [])[0]}", "", stage, [])
-                self._gradients[id(dy)] = f"d{self.name(stage)}"
+                name = self._gradient_of(stage)
+                self._write(f"    {name} = {self._term(dy, None, None, [])[0]}", "", stage, [])
+                self._gradients[id(dy)] = name
             begun.add(id(x))
             self._write_part(stage, dy, x, dx, total)
         self._write_stages(recording.stages[done:])
         self._tell()
+
+    def _read_elsewhere(self):
+        """ids of what a backward stage makes and a stage reads that undoes another: it needs a line of its own."""
+        undoes = self._recording.undoes
+        return {id(t) for s in self._recording.stages for t in (s._inputs if isinstance(s, Tensor) else s.inputs)
+                if id(t) in undoes and undoes.get(id(s)) is not undoes[id(t)]}
 
     # --- the texts
 
@@ -71,7 +86,8 @@ class Listing:
             if undone is not None and isinstance(stage, Tensor):
                 continue
             if undone is None:
-                self._numbers[id(stage)] = len(self._numbers) + 1
+                number = self._count = self._count + 1
+                self._numbers.update((id(t), number) for t in (stage, *_outputs(stage)))
             if isinstance(stage, Tensor):
                 text = f"{self.name(stage)} = {self._of(stage, map(self._atom, stage._inputs))[0]}"
             elif stage.form == "update":
@@ -91,14 +107,25 @@ class Listing:
         if id(dy) in self._inlined:
             _, inner, number = self._inlined[id(dy)]
             made += inner
-        text = self._term(dx, stage, dy, made)
+        text = self._term(dx, stage, dy, made, dx)
         adds = total is not dx
         if adds:
             made.append(total)
-        if not adds and not x._abstract and x._gate is not None:
+        if self._uses[id(x)] == 1 and not x._abstract and x._gate is not None:
             self._inlined[id(total)] = text, made, number    # of a view: the line of what it shows has it
             return
-        name = f"d{self.name(x)}"
+        if adds:
+            name = self._now[id(x)]
+        else:
+            name = self._gradient_of(x)
+            if self._uses[id(x)] == 1:    # as the function calls it, if it does
+                name = self._recording.names.get(id(total), name)
+            n, base = 1, name
+            while name in self._begun:    # by another backward
+                n += 1
+                name = f"{base}_{n}"
+            self._begun.add(name)
+            self._now[id(x)] = name
         self._write(f"    {name} {'+=' if adds else '='} {text[0]}   # {number}", f"{name} {number}", x, made)
         self._gradients[id(total)] = name
 
@@ -117,19 +144,21 @@ class Listing:
             return number(t.item())
         return self.name(t), ATOM
 
-    def _term(self, t, stage, dy, made):
-        """A gradient's part: by its name, or as the expression that stage's vjp made; `made` gets its tensors."""
+    def _term(self, t, stage, dy, made, dx=None):
+        """A term of dx: by its name, or as the expression that stage's vjp made; `made` gets its tensors."""
         if t is dy or stage is not None and not t._abstract and t._root is dy._root:    # that, or spread out
-            return self._inlined[id(t)][0] if id(t) in self._inlined else (f"d{self.name(stage)}", ATOM)
+            if id(t) in self._inlined:
+                return self._inlined[id(t)][0]
+            return self._now.get(id(stage)) or self._gradient_of(stage), ATOM
         if id(t) in self._gradients:
             return self._gradients[id(t)], ATOM
-        if stage is None or self._recording.undoes.get(id(t)) is not stage or id(t) in self._names:
+        if stage is None or self._recording.undoes.get(id(t)) is not stage or id(t) in self._names and t is not dx:
             return self._atom(t)
         inner = []
-        parts = [self._term(x, stage, dy, inner) for x in t._inputs]
+        parts = [self._term(x, stage, dy, inner, dx) for x in t._inputs]
         text = parts[0] if t._gate.name in _QUIET else self._of(t, parts)
         inner.append(t)
-        if len(text[0]) > _LONG:
+        if len(text[0]) > _LONG or t is not dx and id(t) in self._apart:
             name, number = self.name(t), self._number(stage)
             self._write(f"    {name} = {text[0]}   # {number}", f"{name} {number}", t, inner)
             return name, ATOM
@@ -138,15 +167,41 @@ class Listing:
 
     def name(self, t):
         """What a tensor is called; one that no stage makes, by the memory that it shows."""
-        if id(t) in self._gradients and id(t) not in self._names:
+        if id(t) in self._gradients:
             return self._gradients[id(t)]
-        if id(t) not in self._names:
+        if id(t) not in self._names or self._is_captured_view(t):
             if t._root is not t and id(t) not in self._made:
                 return self._view(t)
             if not t._abstract and t.size == 1 and not t.name and not t.requires_grad:
                 return f"{t.item():.6g}"
             self._names[id(t)] = t.name or self._fresh()
         return self._names[id(t)]
+
+    def _set_apart(self):
+        """Two parameters of one name, as two models have, get numbers; names of tensors are nobody else's."""
+        of_root = {}    # name: the memory that it is of
+        for root, p in self._recording.shown.items():
+            name = base = self._names.get(id(p))
+            n = 1
+            while name is not None and of_root.setdefault(name, root) != root:
+                n += 1
+                name = f"{base}_{n}"
+            if name is not None:
+                self._names[id(p)] = self._names[root] = name
+        self._taken = set(self._names.values())
+        for s in self._recording.stages:
+            for t in s._inputs if isinstance(s, Tensor) else ():    # an optimizer's state has its kind's name
+                if t.name and id(t) not in self._names and t._root is t:
+                    name = t.name
+                    while name in self._taken:
+                        name += "_"
+                    self._names[id(t)] = name
+                    self._taken.add(name)
+
+    def _gradient_of(self, t):
+        """The name of the gradient for t: dx for x, d_x where a variable is called dx."""
+        name = self.name(t)
+        return f"d{name}" if f"d{name}" not in self._taken else f"d_{name}"
 
     def _fresh(self):
         while True:
@@ -156,13 +211,20 @@ class Listing:
 
     def _view(self, t):
         """A view of what has a name: the same, its transpose, or any other."""
-        shown = self._recording.shown.get(id(t._root), t._root)
+        shown = self._shown(t)
         name = self.name(shown)
         if (t.shape, t.strides, t._offset) == (shown.shape, shown.strides, shown._offset):
             return name
         if (t.shape, t.strides, t._offset) == (shown.shape[::-1], shown.strides[::-1], shown._offset):
             return f"{name}.T"
-        return f"view({name})"
+        return self._names.get(id(t), f"view({name})")
+
+    def _shown(self, t):
+        return self._recording.shown.get(id(t._root), t._root)
+
+    def _is_captured_view(self, t):
+        """Whether t is a view, made by the function, of memory that others own."""
+        return t._root is not t and not t._abstract and t._gate is not None and self._shown(t) is not t
 
     # --- what the planner made of them
 

@@ -1,5 +1,4 @@
 """`fastbp health`: the gradient's norm in each layer of a deep net, as bars, in words and as a plot."""
-import json
 import math
 import sys
 
@@ -8,7 +7,7 @@ import numpy as np
 from fastbp import nn, optim
 from fastbp.gates.loss import cross_entropy
 from fastbp.show.health import draw, text
-from fastbp.show.terminal import WIDTH, colored, cut, write_figure
+from fastbp.show.terminal import WIDTH, colored, cut, write_figure, write_json
 from fastbp.staged import staged
 
 ACTIVATIONS = {"sigmoid": nn.Sigmoid, "tanh": nn.Tanh, "relu": nn.ReLU}
@@ -64,9 +63,7 @@ def show(depth, width, activation, init, batch, seed, scale, compare=False, to_p
     if to_plot is not None:
         write_figure(draw({net.title: net.health for net in nets}), to_plot)
     if to_json is not None:
-        with open(to_json, "w") as file:
-            json.dump({net.activation: {"init": net.init, **net.health.as_dict()} for net in nets}, file, indent=1)
-            file.write("\n")
+        write_json(to_json, {net.activation: {"init": net.init, **net.health.as_dict()} for net in nets})
     print("\n".join(compared(nets) if compare else alone(nets[0], depth, width)))
 
 
@@ -120,7 +117,7 @@ def _bar(norm, low, high, wide):
     share = (min(max((math.log10(norm) - low) / (high - low), 0.0), 1.0) if 0 < norm < math.inf else float(norm > 0))
     whole, eighths = divmod(round(8 * wide * share), 8)
     try:
-        "▏▎▍▌▋▊▉█".encode(sys.stdout.encoding or "ascii")
+        "▏▎▍▌▋▊▉█".encode(getattr(sys.stdout, "encoding", None) or "ascii")
     except (UnicodeEncodeError, LookupError):
         return "#" * (whole + (eighths >= 4))
     return "█" * whole + " ▏▎▍▌▋▊▉"[eighths].strip()

@@ -4,7 +4,6 @@
     SSR = the sum over the points of (observed - predicted)^2
 """
 import csv
-import json
 import math
 import sys
 import textwrap
@@ -15,7 +14,7 @@ import numpy as np
 
 import fastbp as fb
 from fastbp import optim
-from fastbp.show.terminal import WIDTH, colored, figure, write_figure
+from fastbp.show.terminal import WIDTH, colored, figure, write_figure, write_json
 
 DOSAGE = [(0.0, 0.0), (0.5, 1.0), (1.0, 0.0)]    # StatQuest's points: (dosage, effectiveness)
 STATQUEST = {"w1": 3.34, "b1": -1.43, "w2": -3.53, "b2": 0.57, "w3": -1.22, "w4": -2.30, "b3": 0.0}
@@ -233,6 +232,8 @@ def read_points(path):
     A first row without numbers is a header; blank lines and what follows a # are skipped. ValueError: a row that
     isn't two finite numbers, or no row, with the file and the line.
     """
+    if path == "-" and sys.stdin is None:
+        raise ValueError("standard input is closed")
     if path == "-":
         return _points(sys.stdin, "standard input")
     with open(path, newline="", encoding="utf-8-sig") as file:
@@ -285,9 +286,7 @@ def show(path=None, only=None, start=None, to_plot=None, to_json=None, **options
             draw(done, drawn)
             write_figure(drawn, to_plot)
         if to_json is not None:
-            with open(to_json, "w") as file:
-                json.dump(as_data(done), file, indent=1, allow_nan=False)
-                file.write("\n")
+            write_json(to_json, as_data(done))
     print("\n".join(lines))
 
 
@@ -380,22 +379,13 @@ def chain_rule_lines(done, most_points, most_parameters):
 
 
 def as_data(done):
-    """What --json writes; a number that is not finite is null."""
+    """What --json writes."""
     rule = done.chain_rule()
-
-    def plain(x):
-        if isinstance(x, dict):
-            return {k: plain(v) for k, v in x.items()}
-        if isinstance(x, (list, np.ndarray)):
-            return [plain(v) for v in x]
-        if isinstance(x, (float, np.floating)):
-            return float(x) if math.isfinite(x) else None
-        return x
 
     def named(values):
         return dict(zip(done.learned, values, strict=True))
 
-    return plain({
+    return {
         "net": f"1-{done.hidden}-1", "activation": done.activation, "learned": done.learned, "rate": done.rate,
         "tolerance": done.tolerance, "start": done.start, "parameters": done.parameters, "ssr": done.ssr,
         "steps": done.steps, "stopped": done.stopped, "why": done.why,
@@ -406,7 +396,7 @@ def as_data(done):
         "chain_rule": {"dSSR/dPredicted": rule.outer,
                        **{f"dPredicted/d{name}": inner for name, inner in rule.inner.items()},
                        **{f"dSSR/d{name}": (rule.outer * inner).sum() for name, inner in rule.inner.items()}},
-    })
+    }
 
 
 # --- the plot

@@ -32,13 +32,16 @@ class Part(NamedTuple):
 class Stage:
     """A gate, or a group of gates shown as one: number, output, inputs, upstream gradient, parts."""
 
-    def __init__(self, number, gates, name, formula):
+    def __init__(self, number, gates, name, formula, given=()):
         self.number, self.gates, self.name, self.formula = number, gates, name, formula
         self.output = gates[-1]
         inside = {id(t) for t in gates}
         self.inputs = [x for t in gates for x in t._inputs if id(x) not in inside]
         if len(gates) > 1:
             self.inputs = list({id(x): x for x in self.inputs}.values())
+        read = {id(x) for x in self.inputs}
+        # A call's own tensors, in their order; where it made others of them, what a gradient flows to.
+        self.shown = [x for x in given if id(x) in read] or [x for x in self.inputs if x.requires_grad]
         self.upstream, self.parts = None, []
 
     @property
@@ -57,9 +60,9 @@ class Stage:
 
     def text(self, name):
         """What it computes, as Python writes it, by the names that `name` gives its inputs."""
-        parts = [(text, SIGN if text.startswith("-") else ATOM) for text in map(name, self.inputs)]
         if self.gate is None:
-            return f"{self.name}({', '.join(text for text, _ in parts)})"
+            return f"{self.name}({', '.join(map(name, self.shown))})"
+        parts = [(text, SIGN if text.startswith("-") else ATOM) for text in map(name, self.inputs)]
         return expression(self.gate, self.output._params, parts, self.output)[0]
 
 
@@ -160,7 +163,7 @@ def _units(gates, root):
         if box is None or leaves != members[-1:]:
             units += _alone(members)
         else:
-            units.append((tuple(members), box.name, box.formula))
+            units.append((tuple(members), box.name, box.formula, box.given))
     return sorted(units, key=lambda unit: unit[0][-1]._serial)
 
 
