@@ -67,9 +67,9 @@ def extension(name: str, *flags: str) -> Extension:
 
 setup(
     ext_modules=[
-        # Calls and branches: what is smaller is as fast.
-        *(extension(name, "-O2") for name in (
-            "cpu", "gate", "lower", "pool", "program", "replay", "schedule", "tensor")),
+        # Calls and branches: what is smaller is as fast, but for the call of a small program.
+        *(extension(name, "-O2") for name in ("cpu", "gate", "lower", "pool", "schedule", "tensor")),
+        *(extension(name) for name in ("program", "replay")),
         *(extension(f"kernels.{isa}", *KERNEL_FLAGS, *flags) for isa, flags in INSTRUCTION_SETS.items()),
     ],
     options={"build_ext": {"cython_c_in_temp": True, "parallel": os.cpu_count()}},
