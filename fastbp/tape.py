@@ -124,6 +124,7 @@ def backward(root, gradient, retain_graph):
     if not root.requires_grad:
         raise error(RuntimeError, "backward: nothing here requires a gradient", got=f"a tensor of shape {root.shape}",
                     expected="an input with requires_grad=True", fix="make the parameters with requires_grad=True")
+    given = None
     if gradient is None:
         if root.size != 1:
             raise error(RuntimeError, "backward: a tensor of several elements needs the gradient of the loss for it",
@@ -132,6 +133,7 @@ def backward(root, gradient, retain_graph):
         gradient = ones_like(root)
     else:
         gradient = _seed(root, gradient)
+        given = clone(gradient)    # as it is now, for `gate.upstream`
     stages, leaves = stages_of([root])
     if any(t._consumed for t in stages):
         raise error(RuntimeError, "backward: a second time through the same tape",
@@ -151,7 +153,7 @@ def backward(root, gradient, retain_graph):
     for leaf, g in sums:
         leaf.grad = g if g._is_whole and id(g._root) not in taken else clone(g)
         taken.add(id(leaf.grad._root))
-    end = None if root._abstract else (weakref.ref(root), clone(gradient))
+    end = None if root._abstract else (weakref.ref(root), given)
     for t in stages:
         t._undone, t._consumed = end, not retain_graph
 

@@ -1,8 +1,8 @@
 """Pass: stages one behind the other run together, tile by tile, so that values stay in the cache.
 
 Elementwise stages of one size do, and so do those behind a matrix product: they run on a strip of
-its rows while that is in the cache, the bias and the activation of a layer, the mask of a gradient,
-or the update of the weights.
+its rows while that is in the cache: the activation of a layer, whose bias the product adds itself, the
+mask of a gradient, or the update of the weights.
 """
 from fastbp.planner.arena import TILE, group_ends, lives
 from fastbp.planner.plan import Group, Memories, Stage

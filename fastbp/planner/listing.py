@@ -55,15 +55,14 @@ class Listing:
         self._apart = self._read_elsewhere()
         self._begun = set()    # names of gradients
         self._now = {}         # id of a tensor: the name of its gradient, the last that was begun
-        done, begun = 0, set()
+        done = 0
         for at, stage, dy, x, dx, total in recording.parts:
             self._write_stages(recording.stages[done:at])
             done = at
-            if id(stage) not in begun and id(dy) not in self._gradients and id(dy) not in self._inlined:
+            if id(stage) not in self._now and id(dy) not in self._gradients and id(dy) not in self._inlined:
                 name = self._gradient_of(stage)
                 self._write(f"    {name} = {self._term(dy, None, None, [])[0]}", "", stage, [])
                 self._gradients[id(dy)] = name
-            begun.add(id(x))
             self._write_part(stage, dy, x, dx, total)
         self._write_stages(recording.stages[done:])
         self._tell()
