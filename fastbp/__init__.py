@@ -20,7 +20,7 @@ from fastbp.machine import (
     set_num_threads,
     show_config,
 )
-from fastbp.random import manual_seed
+from fastbp.random import get_rng_state, manual_seed, set_rng_state
 from fastbp.serialization import load, save
 from fastbp.staged import staged
 from fastbp.version import __version__

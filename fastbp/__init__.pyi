@@ -23,7 +23,9 @@ from fastbp.machine import get_num_threads as get_num_threads
 from fastbp.machine import set_float32_matmul_precision as set_float32_matmul_precision
 from fastbp.machine import set_num_threads as set_num_threads
 from fastbp.machine import show_config as show_config
+from fastbp.random import get_rng_state as get_rng_state
 from fastbp.random import manual_seed as manual_seed
+from fastbp.random import set_rng_state as set_rng_state
 from fastbp.serialization import load as load
 from fastbp.serialization import save as save
 from fastbp.staged import staged as staged

@@ -1,5 +1,6 @@
 """The package's stream of random numbers, and what every `rng=` argument means."""
 import operator
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +16,24 @@ def manual_seed(n: int) -> None:
     TypeError if `n` is no int, ValueError if it is negative.
     """
     _stream.bit_generator.state = _seeded(n, "manual_seed: n").bit_generator.state
+
+
+def get_rng_state() -> dict[str, Any]:
+    """All that the package's own random numbers depend on: a nested dict that `fastbp.save` takes."""
+    return {"generator": _stream.bit_generator.state}
+
+
+def set_rng_state(state: dict[str, Any]) -> None:
+    """Go on from what `get_rng_state` returned. ValueError for anything else, and nothing is changed."""
+    before = _stream.bit_generator.state
+    try:
+        _stream.bit_generator.state = state["generator"]
+    except (KeyError, TypeError, ValueError) as problem:
+        _stream.bit_generator.state = before
+        raise error(
+            ValueError, "set_rng_state: this is no state of the package's random numbers",
+            got=f"{type(problem).__name__}: {problem}", expected="what get_rng_state returned",
+            fix="save it whole: fb.save(path, {'rng': fb.get_rng_state()})") from problem
 
 
 def generator(rng: int | np.random.Generator | None = None) -> np.random.Generator:

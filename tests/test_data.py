@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+import fastbp as fb
 from fastbp import data
 from fastbp import random as fb_random
 from fastbp.data.batching import order
@@ -394,6 +395,24 @@ def test_manual_seed_takes_ints_of_0_or_more(n, kind):
     with raises(kind, "manual_seed: n"):
         fb_random.manual_seed(n)
     assert fb_random.generator().bit_generator.state == before
+
+
+def test_the_state_of_random_numbers_comes_back(tmp_path):
+    fb_random.manual_seed(3)
+    fb.randn(7)
+    fb.save(tmp_path / "rng.npz", fb.get_rng_state())
+    first = fb.randn(5).numpy()
+    fb.set_rng_state(fb.load(tmp_path / "rng.npz"))
+    assert fb.randn(5).numpy().tobytes() == first.tobytes()
+
+
+@pytest.mark.parametrize("state", [{}, None, {"generator": 3}, {"generator": {"bit_generator": "MT19937"}},
+                                   {"generator": {"bit_generator": "PCG64", "state": {"state": 1}}}])
+def test_a_wrong_state_of_random_numbers_changes_nothing(state):
+    before = fb.get_rng_state()
+    with raises(ValueError, "set_rng_state"):
+        fb.set_rng_state(state)
+    assert fb.get_rng_state() == before
 
 
 @pytest.mark.parametrize("arrays, kind, words", [
