@@ -276,9 +276,10 @@ cdef inline void multiply(const product* p) noexcept nogil:
     if transposed:
         widest = min(widest, 3)
     # A copy of B pays where many tiles read its rows and they lie on too many pages or, a multiple
-    # of 4 KB apart, in the few lines of the caches that they share (strips read them faster there).
+    # of 4 KB apart, in the few lines of the caches that they share (strips read them faster there);
+    # 2 KB where A is transposed, whose rows need as many lines.
     packed = (transposed or p.m >= FB_PACK_ROWS and p.k * max(p.b_k, -p.b_k) > FB_REACH
-              or p.m >= 2 * FB_PACK_ROWS and p.b_k & 4095 == 0)
+              or p.m >= 2 * FB_PACK_ROWS and p.b_k & (2047 if p.a_row == size else 4095) == 0)
     if p.m > 2 * FB_ROWS_2 and not p.turned:
         at_once = max((FB_FAR if packed else FB_NEAR) // (p.k * size) & -LANES, <Py_ssize_t>LANES)
     while first < p.m:
