@@ -9,7 +9,7 @@ from libc.string cimport memset
 
 from fastbp_ext.abi cimport FB_CONSTANTS, FB_OPERANDS
 from fastbp_ext.lower cimport (lower_columns, lower_copy, lower_elementwise, lower_fold, lower_product, lower_reduce,
-                               lower_rows, lower_scatter, lower_state, lower_take)
+                               lower_rows, lower_scan, lower_scatter, lower_state, lower_take)
 from fastbp_ext.program cimport Executor, now
 from fastbp_ext.tensor cimport (BOOL, CHECKS, FLOAT32, FLOAT64, INT8, INT16, INT32, INT64, MAX_DIMS, RUNS, UINT8,
                                 UINT16, UINT64, Dtype, Tensor, as_python, blank, blank_like, dtype_name,
@@ -43,10 +43,11 @@ cdef enum Form:
     PLACE
     CONVERT
     CUSTOM
+    SCAN
 
 FORMS = {"elementwise": ELEMENTWISE, "view": VIEW, "copy": COPY, "reduce": REDUCE, "reduce one": REDUCE_ONE,
          "product": PRODUCT, "rows": ROWS, "take": TAKE, "scatter": SCATTER, "join": JOIN, "place": PLACE,
-         "convert": CONVERT, "custom": CUSTOM}
+         "convert": CONVERT, "custom": CUSTOM, "scan": SCAN}
 
 
 cdef _raise(str kind, str what, got, expected, fix):
@@ -413,7 +414,7 @@ cdef class Gate:
         cdef void* operands[FB_OPERANDS]
         cdef double c[FB_CONSTANTS]
         cdef int n = 1, k = 0
-        if self.loop == ELEMENTWISE or self.loop == ROWS:
+        if self.loop == ELEMENTWISE or self.loop == ROWS or self.loop == SCAN:
             operands[0] = <void*> y
             for item in xs:
                 operands[n] = <void*> item
@@ -425,6 +426,8 @@ cdef class Gate:
                 c[k] = 0
             if self.loop == ROWS:
                 return lower_rows(to, kernel, 1, n, operands, c)
+            if self.loop == SCAN:
+                return lower_scan(to, kernel, n, operands, params["steps"], c)
             return lower_elementwise(to, kernel, 1, 0, n, operands, c if self.constants else NULL)
         if self.loop == REDUCE or self.loop == REDUCE_ONE:
             return lower_reduce(to, kernel, y, x, params["axes"], self.averages)
@@ -592,7 +595,7 @@ cdef class Gate:
             if y.abstract:
                 recorder().add(y)
             return y
-        if self.loop == ROWS or self.loop == SCATTER:
+        if self.loop == ROWS or self.loop == SCATTER or self.loop == SCAN:
             for item in xs:
                 if not (<Tensor> item).contiguous:
                     raise SystemError(f"{self.name}: its kernel walks contiguous memory; the row lacks contiguous()")

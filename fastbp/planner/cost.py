@@ -6,9 +6,12 @@ _OPERATIONS = {"mul_add": 2, "sgd": 4, "momentum": 7, "adam": 15}
 
 
 def flop_of(stage):
-    """2 m n k for a product, an optimizer's formula, else one operation for each element of the largest operand."""
+    """2 m n k for a product or those of a scan, an optimizer's formula, else one an element of the largest operand."""
     if stage.form == "product":
         return stage.outputs[0].size * (2 * stage.inputs[0].shape[-1] + len(stage.inputs) - 2)    # + a bias
+    if stage.form == "scan":
+        w = stage.inputs[2]
+        return 2 * stage.params["steps"] * stage.outputs[0].shape[1] * w.size
     if stage.form in ("view", "call", "copy", "assign", "take", "place", "join", "convert"):
         return 0
     elements = max([t.size for t in (*stage.outputs, *stage.inputs)], default=1)

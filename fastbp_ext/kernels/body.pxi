@@ -1,6 +1,7 @@
 # The kernels, by family. f32.pxd and f64.pxd include this file, and so give
 # every function two forms; baseline.pyx, avx2.pyx and avx512.pyx compile both.
 from fastbp_ext.abi cimport FB_CONSTANTS, FB_DIMS, FB_OPERANDS, FB_TILE, fb_instruction
+from fastbp_ext.kernels.scan cimport cell, cell_rows, multiplication, scan, scan_back
 from fastbp_ext.kernels.strided cimport walk
 from libc.stdint cimport int64_t
 from libc.string cimport memcpy, memset
@@ -12,8 +13,9 @@ include "softmax.pxi"
 include "index.pxi"
 include "update.pxi"
 include "matmul.pxi"
+include "recurrent.pxi"
 
 cdef inline dict kernels():
     """Every kernel's address by its name."""
     return {**elementwise_kernels(), **reduce_kernels(), **softmax_kernels(), **index_kernels(),
-            **update_kernels(), **matmul_kernels()}
+            **update_kernels(), **matmul_kernels(), **recurrent_kernels()}
