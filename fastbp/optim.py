@@ -12,9 +12,8 @@ import collections
 import math
 import numbers
 
-import numpy as np
-
 from fastbp.errors import DtypeError, StagingError, error
+from fastbp.serialization import as_array
 from fastbp_ext.gate import clone, tick_state, update
 from fastbp_ext.tensor import Tensor, empty, get_recorder, touch
 
@@ -224,7 +223,7 @@ class Optimizer:
         by_number = dict(zip((i for g in saved for i in g["params"]), self._params(), strict=True))
         values = {}
         for i, entries in state_dict["state"].items():
-            entries = {name: np.asarray(x) for name, x in entries.items() if x is not None}
+            entries = {name: as_array(x) for name, x in entries.items() if x is not None}
             if i not in by_number:
                 raise self._misfit(f"state of a parameter {i}", f"parameters {[*by_number]}")
             self._check_state(i, by_number[i], entries)
@@ -250,6 +249,17 @@ class Optimizer:
         state = self._state_of(p, self._states) if entries else self.state.get(p, {})
         for name, x in state.items():
             x.copy_(entries.get(name, 0.0))
+
+    def __getstate__(self):
+        # The vectors are made anew: options and state say all that they hold.
+        return {**vars(self), "param_groups": [{**group} for group in self.param_groups],
+                "state": self.state_dict()["state"], "_vectors": {}}
+
+    def __setstate__(self, given):
+        vars(self).update(given, param_groups=[], state=collections.defaultdict(dict))
+        for group in given["param_groups"]:
+            self.add_param_group(group)
+        self.load_state_dict({**self.state_dict(), "state": given["state"]})
 
     def _misfit(self, got, expected):
         return error(ValueError, f"load_state_dict: the state does not fit this {type(self).__name__}",

@@ -6,6 +6,8 @@ import itertools
 import math
 import sys
 import time
+import types
+from copy import deepcopy
 from typing import NamedTuple
 
 import numpy as np
@@ -255,7 +257,8 @@ class Staged(Caller):
 
     Call it as the function. `eager` runs the function itself, gate by gate: the same bits. A
     signature is the structure, shapes, dtypes and requires_grad of the arguments; Python numbers
-    are inputs, other values are compared. StagingError: the function looks at the values of its
+    are inputs, other values are compared. It pickles as its function does, and deep-copies with what
+    that closes over; a copy records anew. StagingError: the function looks at the values of its
     tensors, or does what can't be replayed; nothing is changed then.
     """
 
@@ -270,6 +273,19 @@ class Staged(Caller):
 
     def __get__(self, instance, owner):
         return self if instance is None else Bound(self, instance)
+
+    def __reduce__(self):
+        # Decorated where it is defined it is found by its name, as functions are.
+        if _is_at(self.function, self):
+            return self.__qualname__
+        return type(self), (self.function, self._keep_grads)
+
+    def __deepcopy__(self, memo):
+        if _is_at(self.function, self):
+            return self
+        made = memo[id(self)] = type(self).__new__(type(self))
+        made.__init__(_copied(self.function, memo), self._keep_grads)
+        return made
 
     def eager(self, *args, **kwargs):
         """The function gate by gate, every value at hand. NumPy arrays are given as tensors, as in a replay."""
@@ -600,6 +616,39 @@ class _Part(NamedTuple):
             if (by_row.reshape(-1, self.rows).any(1) != expected).any():
                 return True
         return False
+
+
+def _is_at(function, x):
+    """Whether x is what the function's own name stands for in its module."""
+    found = sys.modules.get(getattr(function, "__module__", None))
+    for name in getattr(function, "__qualname__", "<none>").split("."):
+        found = getattr(found, name, None)
+    return found is x
+
+
+def _copied(x, memo):
+    """copy.deepcopy(x), but functions are copied too, with what they close over and their defaults.
+
+    Those that are found by name are not, nor is what they find so.
+    """
+    if isinstance(x, types.ModuleType):
+        return x
+    if not isinstance(x, types.FunctionType) or _is_at(x, x):
+        return deepcopy(x, memo)
+    if id(x) in memo:
+        return memo[id(x)]
+    new = [cell for cell in x.__closure__ or () if id(cell) not in memo]
+    memo.update((id(cell), types.CellType()) for cell in new)
+    made = memo[id(x)] = types.FunctionType(x.__code__, x.__globals__, x.__name__,
+                                            closure=tuple([memo[id(cell)] for cell in x.__closure__ or ()]))
+    for cell in new:
+        if cell != types.CellType():    # else it is empty still
+            memo[id(cell)].cell_contents = _copied(cell.cell_contents, memo)
+    made.__defaults__ = x.__defaults__ and tuple([_copied(value, memo) for value in x.__defaults__])
+    made.__kwdefaults__ = x.__kwdefaults__ and {name: _copied(v, memo) for name, v in x.__kwdefaults__.items()}
+    made.__dict__.update({name: _copied(value, memo) for name, value in vars(x).items()})
+    made.__qualname__, made.__module__, made.__doc__ = x.__qualname__, x.__module__, x.__doc__
+    return made
 
 
 def _at_times(progress, n):

@@ -20,6 +20,7 @@ from fastbp_ext.tensor cimport (FLOAT32, MAX_DIMS, NOWHERE, Dtype, Memory, Tenso
 
 import os
 import threading
+from copy import deepcopy
 
 import numpy as np
 
@@ -1131,6 +1132,12 @@ cdef class Bound:
 
     def __init__(self, staged, instance):
         self.staged, self.instance = staged, instance
+
+    def __reduce__(self):
+        return Bound, (self.staged, self.instance)
+
+    def __deepcopy__(self, memo):
+        return Bound(deepcopy(self.staged, memo), deepcopy(self.instance, memo))
 
     def __call__(self, *args, **kwargs):
         return self.staged(self.instance, *args, **kwargs)
