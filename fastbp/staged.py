@@ -6,13 +6,12 @@ import itertools
 import math
 import sys
 import time
-import types
-from copy import deepcopy
 from typing import NamedTuple
 
 import numpy as np
 
 from fastbp.anomaly import restoring
+from fastbp.copying import copied, found_by_name
 from fastbp.data.batching import checked_batch_size, order, rows
 from fastbp.differentiate import tree_map
 from fastbp.errors import StagingError, error
@@ -276,15 +275,15 @@ class Staged(Caller):
 
     def __reduce__(self):
         # Decorated where it is defined it is found by its name, as functions are.
-        if _is_at(self.function, self):
+        if found_by_name(self.function, self):
             return self.__qualname__
         return type(self), (self.function, self._keep_grads)
 
     def __deepcopy__(self, memo):
-        if _is_at(self.function, self):
+        if found_by_name(self.function, self):
             return self
         made = memo[id(self)] = type(self).__new__(type(self))
-        made.__init__(_copied(self.function, memo), self._keep_grads)
+        made.__init__(copied(self.function, memo), self._keep_grads)
         return made
 
     def eager(self, *args, **kwargs):
@@ -481,13 +480,17 @@ class Staged(Caller):
 
     # --- whole epochs
 
-    def epoch(self, *arrays, batch_size, shuffle=False, rng=None, progress=None, health=None, _before=()):
+    def epoch(self, *arrays, batch_size, shuffle=False, rng=None, progress=None, health=None, means=False,
+              _before=()):
         """One pass over the rows of `arrays` in batches; the mean of the batch losses, by rows.
 
         The batches and their order are those of `data.batches`; the step is called with each, and
         returns one scalar or a tuple that begins with it. All labels are checked before the first
         batch. `progress(done, total)` is called at most ten times a second and at the end. Ctrl-C
         stops between two batches.
+
+        means=True: a list of the means of all scalars that the tuple begins with, as `return loss, error`;
+        progress(done, total, means so far).
 
         health=k: every k-th step, counted over all epochs since the last `reset`, runs through a second program
         that measures its layers, with the same bits; `health_log` has (step, Health) of the last 1,000.
@@ -500,10 +503,11 @@ class Staged(Caller):
             _refuse_where_nothing_is_replayed("epoch: health")
         n, size = rows(arrays), checked_batch_size(batch_size)
         arrays = [a.numpy() if isinstance(a, Tensor) else np.asarray(a) for a in arrays]
-        progress = _at_times(progress, n)
+        progress = at_times(progress, n, means)
         generator(rng)
         if not is_replayed():
-            return self._epoch_by_calls(arrays, n, size, order(n, shuffle, rng), progress, None, _before)
+            found = self._epoch_by_calls(arrays, size, order(n, shuffle, rng), progress, None, _before)
+            return found if means else found[0]
         # Both programs are recorded, and all labels checked, before anything changes or is drawn.
         arrays = [from_numpy(np.ascontiguousarray(a)) for a in arrays]
         parts = [self._part(arrays, start, stop, rows_, _before)
@@ -512,10 +516,11 @@ class Staged(Caller):
             self._examination().replay_for(part.args, {})
         chosen = order(n, shuffle, rng)
         if any(part.columns is None or part.mixed(chosen) for part in parts):
-            return self._epoch_by_calls([a.numpy() for a in arrays], n, size, chosen, progress, health, _before)
+            found = self._epoch_by_calls([a.numpy() for a in arrays], size, chosen, progress, health, _before)
+            return found if means else found[0]
         if chosen is not None:
             chosen = from_numpy(np.ascontiguousarray(chosen, dtype=np.int64))
-        total = 0.0
+        totals = from_numpy(np.zeros(min(part.replay.scalars for part in parts)))
         for part in parts:
             feed = Feed([slot for slot, *_ in part.columns], [values for _, values, *_ in part.columns], chosen,
                         part.rows)
@@ -523,63 +528,82 @@ class Staged(Caller):
             while at < part.stop:
                 left = self._steps_left(health)    # until one is examined
                 if left == 0:
-                    total += part.rows * self._examined_loss(_batch(arrays, chosen, at, part.rows), _before)
+                    batch = _batch(arrays, chosen, at, part.rows)
+                    found = scalars_of(self._examined_step(batch, _before))[:totals.size]
+                    totals.numpy()[...] += part.rows * np.array(found)
                     at += part.rows
                 else:
                     stop = part.stop if health is None else min(part.stop, at + left * part.rows)
-                    ran = self.run_rows(part.args, part.replay, feed, at, stop, part.rows, total)
-                    if ran is None:
+                    now = self.run_rows(part.args, part.replay, feed, at, stop, part.rows, totals)
+                    if now is None:
                         raise error(StagingError, "epoch: the program fits no more", got="another mode or option",
                                     expected="those that the epoch began with", fix="change them between epochs")
-                    self._steps += (ran[0] - at) // part.rows
-                    at, total = ran
-                progress(at)
-        return total / n
+                    self._steps += (now - at) // part.rows
+                    at = now
+                progress(at, totals.numpy())
+        found = (totals.numpy() / n).tolist()
+        return found if means else found[0]
 
     def _steps_left(self, health):
         """How many steps come before the next that is examined."""
         return -1 if health is None else health - 1 - self._steps % health
 
-    def _examined_loss(self, batch, before):
-        """The loss of one step that is examined."""
+    def _examined_step(self, batch, before):
+        """What one step returns that is examined."""
         result, numbers, layout = self._examination()(*before, *batch)
         self._steps += 1
         self._healths.append((self._steps, _health(layout, numbers)))
-        return _loss_of(result)
+        return result
 
     def _part(self, arrays, start, stop, size, before):
         args = (*before, *(from_numpy(a.numpy()[start:start + size]) for a in arrays))
         replay = self.replay_for(args, {})
-        loss = replay.loss
-        if loss is None:
-            raise error(StagingError, "epoch: the step returns no scalar", got="something else first",
-                        expected="a 0-d loss, or a tuple that begins with one", fix="return loss")
+        if not replay.scalars:
+            raise _no_scalar("epoch")
         first = replay.inputs - len(arrays)
         return _Part(start, stop, size, args, replay, replay.columns(first, arrays))
 
-    def _epoch_by_calls(self, arrays, n, size, chosen, progress, health, before):
-        total = 0.0
-        for start in range(0, n, size):
-            part = slice(start, start + size) if chosen is None else chosen[start:start + size]
-            batch = [a[part] for a in arrays]
+    def _epoch_by_calls(self, arrays, size, chosen, progress, health, before):
+        def step(*batch):
             if self._steps_left(health) == 0:
-                loss = self._examined_loss(batch, before)
-            else:
-                loss = _loss_of(self(*before, *batch))
-                self._steps += 1
-            total += loss * len(batch[0])
-            progress(min(start + size, n))
-        return total / n
+                return self._examined_step(batch, before)
+            result = self(*before, *batch)
+            self._steps += 1
+            return result
+        return means_by_calls(step, arrays, size, chosen, progress)
+
+
+def means_by_calls(step, arrays, size, chosen, progress):
+    """`epoch` by calls of the step: a list of means, by rows. After each, progress(rows done, the sums so far)."""
+    n, totals = len(arrays[0]), None
+    for start in range(0, n, size):
+        part = slice(start, start + size) if chosen is None else chosen[start:start + size]
+        batch = [a[part] for a in arrays]
+        found = scalars_of(step(*batch))
+        if not found:
+            raise _no_scalar("epoch")
+        totals = np.zeros(len(found)) if totals is None else totals[:len(found)]
+        totals += len(batch[0]) * np.array(found[:len(totals)])
+        progress(min(start + size, n), totals)
+    return (totals / n).tolist()
+
+
+def scalars_of(result):
+    """The values of the 0-d tensors of floats that a step's result begins with."""
+    parts = result if isinstance(result, tuple) else (result,)
+    return [t.item() for t in itertools.takewhile(
+        lambda t: isinstance(t, Tensor) and t.ndim == 0 and t.dtype.kind == "f", parts)]
+
+
+def _no_scalar(what):
+    return error(StagingError, f"{what}: the step returns no scalar", got="something else first",
+                 expected="a 0-d loss, or a tuple that begins with one", fix="return loss")
 
 
 def _batch(arrays, chosen, at, size):
     """Rows at .. at + size of tensors, in the order `chosen`, as arrays."""
     rows_ = slice(at, at + size) if chosen is None else chosen.numpy()[at:at + size]
     return [a.numpy()[rows_] for a in arrays]
-
-
-def _loss_of(result):
-    return (result[0] if isinstance(result, tuple) else result).item()
 
 
 def _health(layout, numbers):
@@ -618,49 +642,16 @@ class _Part(NamedTuple):
         return False
 
 
-def _is_at(function, x):
-    """Whether x is what the function's own name stands for in its module."""
-    found = sys.modules.get(getattr(function, "__module__", None))
-    for name in getattr(function, "__qualname__", "<none>").split("."):
-        found = getattr(found, name, None)
-    return found is x
-
-
-def _copied(x, memo):
-    """copy.deepcopy(x), but functions are copied too, with what they close over and their defaults.
-
-    Those that are found by name are not, nor is what they find so.
-    """
-    if isinstance(x, types.ModuleType):
-        return x
-    if not isinstance(x, types.FunctionType) or _is_at(x, x):
-        return deepcopy(x, memo)
-    if id(x) in memo:
-        return memo[id(x)]
-    new = [cell for cell in x.__closure__ or () if id(cell) not in memo]
-    memo.update((id(cell), types.CellType()) for cell in new)
-    made = memo[id(x)] = types.FunctionType(x.__code__, x.__globals__, x.__name__,
-                                            closure=tuple([memo[id(cell)] for cell in x.__closure__ or ()]))
-    for cell in new:
-        if cell != types.CellType():    # else it is empty still
-            memo[id(cell)].cell_contents = _copied(cell.cell_contents, memo)
-    made.__defaults__ = x.__defaults__ and tuple([_copied(value, memo) for value in x.__defaults__])
-    made.__kwdefaults__ = x.__kwdefaults__ and {name: _copied(v, memo) for name, v in x.__kwdefaults__.items()}
-    made.__dict__.update({name: _copied(value, memo) for name, value in vars(x).items()})
-    made.__qualname__, made.__module__, made.__doc__ = x.__qualname__, x.__module__, x.__doc__
-    return made
-
-
-def _at_times(progress, n):
-    """progress(done, n) at most ten times a second, and at the end."""
+def at_times(progress, n, means):
+    """progress(done, n), with `means` the sums / done too: at most ten times a second, and at the end."""
     shown = time.monotonic()
 
-    def show(done):
+    def show(done, totals):
         nonlocal shown
         now = time.monotonic()
         if progress is not None and (now - shown >= 0.1 or done >= n):
             shown = now
-            progress(done, n)
+            progress(done, n, *([(totals / done).tolist()] if means else ()))
     return show
 
 

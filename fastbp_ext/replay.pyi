@@ -32,7 +32,7 @@ class Replay:
     alone: bool
     about: Any
     inputs: int
-    loss: Tensor | None
+    scalars: int
     def __init__(self, program: Program, arena: Arena, arena_size: int, **parts: Any) -> None: ...
     def columns(self, first: int, arrays: list[Tensor]) -> list[tuple[int, Tensor, Any, bool]] | None: ...
 
@@ -49,7 +49,7 @@ class Caller:
     def rehearse(self, args: tuple[Any, ...], kwargs: dict[str, Any], replay: Replay, state: list[Tensor],
                  seconds: float = 0) -> tuple[Any, ...]: ...
     def run_rows(self, args: tuple[Any, ...], replay: Replay, feed: Feed, at: int, stop: int,
-                 size: int, total: float) -> tuple[int, float] | None: ...
+                 size: int, totals: Tensor) -> int | None: ...
 
 class Bound:
     staged: Any

@@ -14,7 +14,7 @@ from libc.string cimport memcpy
 
 from fastbp_ext.abi cimport fb_flush_begin, fb_flush_end
 from fastbp_ext.program cimport Program, flush, now_seconds, precision
-from fastbp_ext.tensor cimport (FLOAT32, MAX_DIMS, NOWHERE, Dtype, Memory, Tensor, contiguous_copy, generation,
+from fastbp_ext.tensor cimport (FLOAT32, FLOAT64, MAX_DIMS, NOWHERE, Dtype, Memory, Tensor, contiguous_copy, generation,
                                 grad_enabled, item_size, memory_of, plain_labels, refuse_leaked, replaying,
                                 result_like, seen_at, set_stage, staging, tick, wrap_array)
 
@@ -804,13 +804,14 @@ cdef class Replay:
             self.leave()
 
     cdef Py_ssize_t run_rows(self, Feed feed, Py_ssize_t at, Py_ssize_t stop, Py_ssize_t size,
-                             double* total) except -1:
+                             Tensor totals) except -1:
         """Batches of `size` rows from row `at` on, for a while; where the next batch begins is returned.
 
-        `total` grows by the loss of each batch, the first result, times its rows.
+        `totals`, float64, grow by the scalars of each batch, the first results, times its rows.
         """
         cdef tuple made = self.begin()
-        cdef Tensor loss = <Tensor> made[0]
+        cdef PyObject** scalars = items(made)
+        cdef double* total = <double*> totals.data
         cdef double until
         cdef unsigned mode
         cdef Py_ssize_t k
@@ -824,7 +825,8 @@ cdef class Replay:
                 for k in range(feed.count):
                     self.program.place(feed.columns[k].slot, feed.rows(k, at, size))
                 self.program.run(0, self.program.count)
-                total[0] += size * ((<float*> loss.data)[0] if loss.kind == FLOAT32 else (<double*> loss.data)[0])
+                for k in range(totals.count):
+                    total[k] += size * number_of(scalars[k])
                 at += size
                 if now_seconds() > until:
                     break
@@ -859,13 +861,25 @@ cdef class Replay:
         return self.repeats and not self.program.calls
 
     @property
-    def loss(self):
-        """The recorded scalar that is returned, or comes first in a tuple; None where it does not."""
-        cdef Nest nest = self.nest
-        if nest.shape == TUPLE and nest.parts:
-            nest = <Nest> nest.parts[0]
-        t = self.recorded[nest.number] if nest.shape == RESULT else None
-        return t if t is not None and t.ndim == 0 and t.dtype.kind == "f" else None
+    def scalars(self):
+        """How many scalars of floats the tuple that is returned begins with; 1 for a scalar alone."""
+        cdef Nest nest
+        cdef Tensor t
+        cdef Py_ssize_t n = 0
+        for nest in self.nest.parts if self.nest.shape == TUPLE else (self.nest,):
+            if nest.shape != RESULT:
+                break
+            t = <Tensor> self.recorded[nest.number]
+            if t.rank or t.kind != FLOAT32 and t.kind != FLOAT64:
+                break
+            n += 1
+        return n
+
+
+cdef inline double number_of(PyObject* scalar) noexcept nogil:
+    """The value of a Tensor of one float."""
+    cdef char* data = (<Tensor> scalar).data
+    return (<float*> data)[0] if (<Tensor> scalar).kind == FLOAT32 else (<double*> data)[0]
 
 
 cdef convert(Tensor x, tuple check, out):
@@ -1035,8 +1049,8 @@ cdef class Caller:
         return self.run(args, kwargs, times)
 
     def run_rows(self, tuple args, Replay replay, Feed feed, Py_ssize_t at, Py_ssize_t stop, Py_ssize_t size,
-                 double total):
-        """Batches from row `at` on, for a while: (where the next begins, `total` and their losses by rows).
+                 Tensor totals):
+        """Batches from row `at` on, for a while: where the next begins; `totals` grow by their scalars by rows.
 
         args are those of any batch; the feed's rows take their places. None: the replay does not
         fit any more, as what it took for granted changed.
@@ -1045,10 +1059,9 @@ cdef class Caller:
         try:
             if not replay.takes(items(args), PyTuple_GET_SIZE(args), None):
                 return None
-            at = replay.run_rows(feed, at, stop, size, &total)
+            return replay.run_rows(feed, at, stop, size, totals)
         finally:
             self.give_turn(replay)
-        return at, total
 
     def rehearse(self, tuple args, dict kwargs, Replay replay, list state, double seconds=0):
         """(what a call on these arguments returns,); () where the replay does not fit them any more.
