@@ -11,7 +11,7 @@ import pytest
 from test_gates import same_bits
 
 import fastbp as fb
-from fastbp import data, nn, optim
+from fastbp import nn, optim
 from fastbp_ext.tensor import Tensor, from_numpy
 
 PROTOCOLS = range(2, pickle.HIGHEST_PROTOCOL + 1)
@@ -431,8 +431,3 @@ def test_spawned_processes_take_models_and_staged_functions(tmp_path):
     (tmp_path / "spawning.py").write_text(SPAWN)
     done = subprocess.run([sys.executable, "spawning.py"], cwd=tmp_path, stdout=subprocess.PIPE, text=True, timeout=120)
     assert done.stdout == "the same\n" and done.returncode == 0
-
-
-@copies
-def test_data_loaders(copied):
-    pytest.skip("later") if not hasattr(data, "DataLoader") else None
