@@ -95,6 +95,9 @@ def test_each_loop_begins_an_epoch_unless_one_was_loaded():
     loader.load_state_dict(rest)
     assert sorted([*first, *np.concatenate(list(loader))]) == Y.tolist() and loader.epoch == 1
     assert loader.state_dict()["order"] is None and len(list(loader)) == 5
+    drawn, other = loader.begin(), data.DataLoader(Y, batch_size=5, shuffle=True, rng=7)
+    other.load_state_dict(loader.state_dict())
+    assert np.array_equal(next(iter(other)), drawn[:5])
 
 
 @pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES)
@@ -121,7 +124,7 @@ BAD_PLACES = {
     "no permutation": {"order": np.zeros(23, int)}, "short": {"order": np.arange(22)},
     "out of range": {"order": np.arange(1, 24)}, "no rng": {"generator": None},
     "other rng": {"generator": {"bit_generator": "MT19937"}}, "empty rng": {"generator": {}},
-    "half an rng": {"generator": {"bit_generator": "PCG64", "state": {"state": 1}}}, "nothing": None,
+    "half an rng": {"generator": {"bit_generator": "PCG64", "state": {"state": 1, "inc": 1}}}, "nothing": None,
 }
 
 
@@ -136,6 +139,15 @@ def test_a_place_that_does_not_fit_changes_nothing(case):
     assert same(other.state_dict(), before) and len(list(other)) == 5
     with raises(ValueError, "a state of rng"):
         data.DataLoader(Y, batch_size=5, shuffle=True).load_state_dict(loader.state_dict())
+
+
+def test_half_a_generators_state_changes_nothing():
+    loader = data.DataLoader(Y, batch_size=5, shuffle=True, rng=np.random.Generator(np.random.MT19937(0)))
+    before = loader.state_dict()
+    generator = {**before["generator"], "state": {"key": np.arange(9), "pos": 3}}
+    with raises(ValueError, "does not fit this DataLoader"):
+        loader.load_state_dict({**before, "generator": generator})
+    assert same(loader.state_dict(), before)
 
 
 # --- epochs inside
@@ -227,7 +239,7 @@ def test_signals_lose_no_batch():
         loader, stops, means = data.DataLoader(x, y, batch_size=2, shuffle=True, rng=4), 0, []
         step(x[:2], y[:2])
         rng = np.random.default_rng(0)
-        while loader.epoch < 2:
+        while loader.epoch < 2 and stops < 1000:
             try:
                 if interrupted:
                     signal.setitimer(signal.ITIMER_REAL, rng.uniform(0.001, 0.03))

@@ -12,6 +12,7 @@ from test_gates import same_bits
 
 import fastbp as fb
 from fastbp import nn, optim
+from fastbp_ext.gate import Gate
 from fastbp_ext.tensor import Tensor, from_numpy
 
 PROTOCOLS = range(2, pickle.HIGHEST_PROTOCOL + 1)
@@ -101,8 +102,9 @@ def test_recorded_tensors_are_not_copied():
 
 @copies
 def test_gates_are_the_gates_of_that_name(copied):
-    for gate in fb.GATES.values():
+    for name, gate in fb.GATES.items():
         assert copied(gate) is gate
+        assert pickle.dumps(gate, 0).startswith(b"cfastbp\n" + name.encode() if isinstance(gate, Gate) else b"cfastbp.")
 
 
 class Net(nn.Module):
@@ -292,9 +294,9 @@ def test_a_closure_is_copied_with_what_it_refers_to():
     def count():
         calls[0] += 1
 
-    def loss_of(given, *, targets=labels, factor=[math.e]):    # noqa: B006
+    def loss_of(given, *, body=net):
         count()
-        return fb.cross_entropy(net(given), targets) * (math.log(factor[0]))
+        return fb.cross_entropy(body(given), labels) * math.log(math.e)
 
     @fb.staged
     def step(given, net_by_default=net):
@@ -338,8 +340,10 @@ def test_closures_over_variables_that_are_still_empty_or_shared():
             nonlocal n
             n += 1
         return add, fb.staged(lambda x: x * n), fb.staged(lambda x: (add(), x * n)[1])
-    _, a, b = copy.deepcopy(make())
+    add, a, b = copy.deepcopy(make())
     assert b(fb.ones(1)).item() == 2 == a(fb.ones(1)).item()
+    same = add
+    assert copy.deepcopy(fb.staged(lambda x: x * 2 if same is add else x))(fb.ones(1)).item() == 2
 
 
 def test_copies_of_what_python_cannot_pickle_say_so():

@@ -188,7 +188,7 @@ class DataLoader:
                 raise ValueError(f"{'no' if state is None else 'a'} state of rng")
             if state is not None:
                 self.rng.bit_generator.state = state
-        except (KeyError, TypeError, ValueError) as problem:
+        except (LookupError, TypeError, ValueError) as problem:
             if self.rng is not None:
                 self.rng.bit_generator.state = before
             raise error(
