@@ -211,6 +211,8 @@ class Optimizer:
         All is checked first: ValueError, and nothing changed, where groups, options, names or
         shapes do not fit.
         """
+        if not {"state", "param_groups"} <= set(state_dict):
+            raise self._misfit(f"a dict of {', '.join(map(str, [*state_dict][:5])) or 'nothing'}", "state, param_groups")
         saved = state_dict["param_groups"]
         sizes = [len(g["params"]) for g in saved], [len(g["params"]) for g in self.param_groups]
         if sizes[0] != sizes[1]:

@@ -96,7 +96,7 @@ def load(path: str | os.PathLike) -> Any:
 
 def as_array(x: Any) -> np.ndarray:
     """An array, a Tensor or PyTorch's tensor as a NumPy array; bfloat16, which NumPy lacks, as float32."""
-    if hasattr(x, "cpu"):  # PyTorch's: one with a gradient, or on a GPU, refuses NumPy
+    if hasattr(x, "detach") and hasattr(x, "cpu"):  # PyTorch's: with a gradient, or on a GPU, it refuses NumPy
         x = x.detach().cpu()
         x = x.float() if "bfloat16" in str(x.dtype) else x
     return x.numpy() if hasattr(x, "numpy") else np.asarray(x)

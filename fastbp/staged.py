@@ -256,7 +256,8 @@ class Staged(Caller):
     Call it as the function. `eager` runs the function itself, gate by gate: the same bits. A
     signature is the structure, shapes, dtypes and requires_grad of the arguments; Python numbers
     are inputs, other values are compared. It pickles as its function does, and deep-copies with what
-    that closes over; a copy records anew. StagingError: the function looks at the values of its
+    that closes over; a copy records anew. (One at the top level of a module stays the one, as functions do, and
+    what any finds there by name stays what it is.) StagingError: the function looks at the values of its
     tensors, or does what can't be replayed; nothing is changed then.
     """
 

@@ -388,6 +388,14 @@ def test_names_that_do_not_fit_are_cut_and_the_nearest_is_asked_for():
         model.load_state_dict({**state, "optimizer": {}, 5: 1})
 
 
+def test_an_optimizer_says_what_it_was_given_instead_of_a_state():
+    model, opt, _ = net("adam")
+    for wrong, words in ((model.state_dict(), "a dict of 0.weight, 0.bias, 2.weight, 2.bias, 4.weight"),
+                         ({}, "a dict of nothing"), ({"state": {}}, "a dict of state")):
+        with raises(ValueError, "does not fit this Adam", f"{words}\n", "expected: state, param_groups"):
+            opt.load_state_dict(wrong)
+
+
 def torch_pair(torch, dtype="float32"):
     ours, theirs = (m.Sequential(m.Linear(6, 5), m.Tanh(), m.Linear(5, 3)) for m in (nn, torch.nn))
     return ours.to(dtype), theirs.to(getattr(torch, dtype))
