@@ -1,6 +1,7 @@
 """Optimizers, with PyTorch's arguments, update rules and state dicts."""
-from fastbp.optim.adam import Adam, AdamW
+from fastbp.optim.adam import Adam, AdamW, NAdam, RAdam
 from fastbp.optim.optimizer import Optimizer
+from fastbp.optim.rmsprop import Adagrad, RMSprop
 from fastbp.optim.sgd import SGD
 
-__all__ = ["Adam", "AdamW", "Optimizer", "SGD"]
+__all__ = ["Adagrad", "Adam", "AdamW", "NAdam", "Optimizer", "RAdam", "RMSprop", "SGD"]
