@@ -1,7 +1,8 @@
-"""Optimizers, with PyTorch's arguments, update rules and state dicts."""
+"""Optimizers and schedules of their rates, with PyTorch's names and state dicts."""
+from fastbp.optim import lr_scheduler
 from fastbp.optim.adam import Adam, AdamW, NAdam, RAdam
 from fastbp.optim.optimizer import Optimizer
 from fastbp.optim.rmsprop import Adagrad, RMSprop
 from fastbp.optim.sgd import SGD
 
-__all__ = ["Adagrad", "Adam", "AdamW", "NAdam", "Optimizer", "RAdam", "RMSprop", "SGD"]
+__all__ = ["Adagrad", "Adam", "AdamW", "NAdam", "Optimizer", "RAdam", "RMSprop", "SGD", "lr_scheduler"]
