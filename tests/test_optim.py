@@ -287,7 +287,7 @@ STAGED = {
 
 
 def training(kind, options, dtype="float32", wide=300):
-    """A net whose layers are groups with rates of their own, its optimizer, its step, and a layer that is no group yet."""
+    """A net with a group for each layer, and a layer that is no group yet: step, optimizer, layer, all parameters."""
     model = nn.Sequential(nn.Linear(wide, wide, rng=0), nn.Tanh(), nn.Linear(wide, 10, rng=1)).to(dtype)
     late = nn.Linear(10, 10, rng=2).to(dtype)
     opt = kind([{"params": model[0].parameters(), "lr": 0.01}, {"params": model[2].parameters()}], **options)
