@@ -344,6 +344,18 @@ cdef inline void adagrad_clock(const fb_instruction* i, Py_ssize_t start, Py_ssi
     outlined_tick(tick)(i, adagrad_derive)
 
 
+cdef inline void average_clock(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
+    """The weight of the next of n in their average, then n += 1; p: n (int64), decay, weight, n as it was.
+
+    The first has weight 1, any other 1 - decay, or with decay -1 (all alike) 1 / (n + 1).
+    """
+    cdef int64_t* n = <int64_t*> i.p[0]
+    cdef double decay = (<double*> i.p[1])[0]
+    (<double*> i.p[2])[0] = 1 if n[0] == 0 else 1.0 / (n[0] + 1) if decay < 0 else 1 - decay
+    (<double*> i.p[3])[0] = n[0]
+    n[0] += 1
+
+
 cdef inline dict strided_kernels():
     """Loop forms and kernels that do not depend on the floating type."""
     return {
@@ -354,7 +366,7 @@ cdef inline dict strided_kernels():
         "copy4": <size_t> &copy4, "copy8": <size_t> &copy8, "take": <size_t> &take,
         "adam_clock": <size_t> &adam_clock, "nadam_clock": <size_t> &nadam_clock,
         "radam_clock": <size_t> &radam_clock, "rmsprop_clock": <size_t> &rmsprop_clock,
-        "adagrad_clock": <size_t> &adagrad_clock,
+        "adagrad_clock": <size_t> &adagrad_clock, "average_clock": <size_t> &average_clock,
         "lt": <size_t> &lt_int, "le": <size_t> &le_int, "gt": <size_t> &gt_int,
         "ge": <size_t> &ge_int, "eq": <size_t> &eq_int, "ne": <size_t> &ne_int,
     }

@@ -103,8 +103,20 @@ cdef inline void rmsprop(char** p, Py_ssize_t n, const double* c) noexcept nogil
         i += LANES
 
 
+cdef inline void average(char** p, Py_ssize_t n, const double* c) noexcept nogil:
+    """a = (1 - weight) a + weight w; p: a, w, h; h: weight. A weight of 1 copies finite values."""
+    cdef real* a = <real*> p[0]
+    cdef real* w = <real*> p[1]
+    cdef double* h = <double*> p[2]
+    cdef vec keep = splat(1 - h[0]), new = splat(h[0])
+    cdef Py_ssize_t i = 0
+    while i < n:
+        store(a + i, keep * load(a + i, n - i) + new * load(w + i, n - i), n - i)
+        i += LANES
+
+
 cdef inline dict update_kernels():
     """By the names of the optimizers; what differs is in h."""
     return {"sgd": <size_t> &sgd, "momentum": <size_t> &momentum,
             "adam": <size_t> &adam, "nadam": <size_t> &adam, "radam": <size_t> &adam,
-            "rmsprop": <size_t> &rmsprop, "adagrad": <size_t> &rmsprop}
+            "rmsprop": <size_t> &rmsprop, "adagrad": <size_t> &rmsprop, "average": <size_t> &average}
