@@ -1,5 +1,5 @@
 """Layers, losses and what holds them together, with PyTorch's names and meanings."""
-from fastbp.nn import functional, init
+from fastbp.nn import functional, init, utils
 from fastbp.nn.activation import (
     ELU,
     GELU,
@@ -19,4 +19,4 @@ from fastbp.nn.module import Module, ModuleList, Parameter, Sequential
 
 __all__ = ["BCEWithLogitsLoss", "CrossEntropyLoss", "ELU", "GELU", "HuberLoss", "Identity", "L1Loss",
            "LeakyReLU", "Linear", "LogSoftmax", "MSELoss", "Module", "ModuleList", "Parameter", "ReLU",
-           "Sequential", "SiLU", "Sigmoid", "Softmax", "Softplus", "Tanh", "functional", "init"]
+           "Sequential", "SiLU", "Sigmoid", "Softmax", "Softplus", "Tanh", "functional", "init", "utils"]

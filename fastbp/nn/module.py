@@ -6,6 +6,7 @@ import numpy as np
 
 from fastbp.errors import DtypeError, ShapeError, error
 from fastbp.gates.row import Group
+from fastbp.gates.shape import memory_order
 from fastbp.serialization import as_array
 from fastbp_ext.tensor import Tensor, adopt, empty, get_recorder, in_group, tensor, touch
 
@@ -35,7 +36,7 @@ def floating(name, dtype):
 
 def converted(x, dtype):
     """x's values in another dtype, laid out as x is; newer than any tape that used x."""
-    order = sorted(range(x.ndim), key=lambda d: -x.strides[d])
+    order = memory_order(x)
     y = empty([x.shape[d] for d in order], dtype).transpose([order.index(d) for d in range(x.ndim)])
     return y.detach().copy_(x)
 
