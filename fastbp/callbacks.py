@@ -7,7 +7,6 @@ see. Training stops after an epoch for which one returns True, or a text that sa
 
 In a loop of your own, call `on_epoch_end` with a dict.
 """
-import csv
 import inspect
 import math
 import os
@@ -111,6 +110,7 @@ class CSVLog:
             pass
 
     def on_epoch_end(self, record):
+        import csv
         with open(self.path, "a+", newline="") as file:
             file.seek(0)
             before = file.read()

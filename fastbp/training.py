@@ -1,6 +1,5 @@
 """fit: `step.epoch` again and again, with validation and callbacks between, and a progress bar. Nothing needs it."""
 import contextlib
-import csv
 import functools
 import math
 import operator
@@ -67,6 +66,7 @@ class History:
 
     def to_csv(self, path):
         """Write the columns' names and a line for each epoch."""
+        import csv
         with open(path, "w", newline="") as file:
             writer = csv.DictWriter(file, self.columns, lineterminator="\n")
             writer.writeheader()
@@ -143,13 +143,16 @@ def fit(step, *arrays, epochs, batch_size, shuffle=True, rng=None, validation=No
         raise error(TypeError, "fit: the step can't be called", got=type(step).__name__,
                     expected="a function, staged or not, that trains on a batch", fix="fb.fit(step, X, y, ...)")
     name = functools.partial(_named, metrics)
+    callbacks = list(callbacks)
     calls, validate = _calls(callbacks), _validation(validation, size, name)
     stream = generator(rng)
     for _ in range(first if rng is not None and stream is not rng else 0):
         order(n, shuffle, stream)
     if _is_staged(step):
         arrays = [np.ascontiguousarray(a.numpy() if isinstance(a, Tensor) else a) for a in arrays]
+    began = time.perf_counter()
     modules, weights = _state(step, model, [a[:size] for a in arrays])
+    recording = time.perf_counter() - began    # a part of the first epoch
     history = History()
     run = Run(history, weights)
     with contextlib.ExitStack() as ends:
@@ -172,7 +175,7 @@ def fit(step, *arrays, epochs, batch_size, shuffle=True, rng=None, validation=No
                 if not progress:
                     warnings.warn(f"fit: {history.stopped}", RuntimeWarning, stacklevel=2)
                 break
-            seconds = time.perf_counter() - began
+            seconds, recording = time.perf_counter() - began + recording, 0.0
             record = {"epoch": epoch + 1, **name(means)}
             with evaluating(modules):
                 record = _joined(record, validate()) | {"seconds": seconds}
@@ -182,9 +185,9 @@ def fit(step, *arrays, epochs, batch_size, shuffle=True, rng=None, validation=No
             bar.clear()
             answers = [call(record) for call in calls]
             bar.line(record, n / seconds)
-            reasons = [a for a in answers if isinstance(a, str) or isinstance(a, (bool, np.bool_)) and a]
-            if reasons:
-                why = reasons[0] if isinstance(reasons[0], str) else "a callback said so"
+            why = next((a for a in answers if isinstance(a, str) or isinstance(a, (bool, np.bool_)) and a), None)
+            if why is not None:
+                why = why if isinstance(why, str) else "a callback said so"
                 history.stopped = f"stopped after epoch {epoch + 1}: {why}"
                 break
         if history.stopped:
