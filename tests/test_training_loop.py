@@ -555,7 +555,7 @@ def test_the_lines_of_a_log_are_there_when_they_are_written(tmp_path):
     assert seen == [2, 3]
 
 
-def test_curves_are_drawn(tmp_path):
+def test_a_plot_of_the_curves(tmp_path):
     pytest.importorskip("matplotlib")
     path = tmp_path / "curve.svg"
     seen = []
