@@ -67,8 +67,8 @@ class EarlyStopping:
     """Stop when `monitor` has not got better by more than min_delta for `patience` epochs.
 
     monitor: a column of the record; by default "val_loss" where there is one, else "loss". mode="max": more is
-    better. restore_best: at the end, however it comes, the weights are those of the best epoch. ValueError: they are
-    to be, and which tensors they are is not known.
+    better. restore_best: at the end, however it comes, the weights (the optimizer's state is not put back) are those
+    of the best epoch. ValueError: they are to be, and which tensors they are is not known.
     """
 
     def __init__(self, monitor=None, patience=5, min_delta=0.0, mode="min", restore_best=True):
@@ -189,7 +189,7 @@ class Checkpoint:
         self.best = Best(monitor, mode)
 
     def on_epoch_end(self, record):
-        if self.best.update(record) or not self.best_only:
+        if not self.best_only or self.best.update(record):
             save(self.path, {"epoch": record["epoch"], "best": [self.best.value, self.best.epoch],
                              "random": get_rng_state(), "parts": self._states()})
 

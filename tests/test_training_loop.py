@@ -659,10 +659,11 @@ def test_checkpoints_that_do_not_fit_change_nothing(tmp_path):
 
 def test_callbacks_serve_plain_loops_too(tmp_path):
     net, log = Net(), callbacks.CSVLog(tmp_path / "log.csv")
-    stopping = callbacks.EarlyStopping(patience=2)
+    stopping, checkpoint = callbacks.EarlyStopping(patience=2), callbacks.Checkpoint(tmp_path / "run.npz", opt=net.opt)
     for epoch in range(1, 10):
         record = {"epoch": epoch, "loss": net.step.epoch(*TRAIN, batch_size=32) if epoch < 4 else 10.0}
         log.on_epoch_end(record)
+        checkpoint.on_epoch_end({"epoch": epoch})
         if stopping.on_epoch_end(record):
             break
-    assert epoch == 5 and (tmp_path / "log.csv").read_text().count("\n") == 6
+    assert epoch == checkpoint.restore() == 5 and (tmp_path / "log.csv").read_text().count("\n") == 6
