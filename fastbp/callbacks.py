@@ -41,7 +41,7 @@ class Best:
                         fix='mode="max" where more is better')
         self.monitor, self.min_delta, self.sign = monitor, min_delta, 1 if mode == "min" else -1
         self.value, self.epoch = self.sign * math.inf, 0
-        self.kept = [(t, t.numpy().copy(order="K")) for t in weights]
+        self.kept = [(t, t.numpy().copy(order="K")) for t in weights if t.numpy().flags.writeable]
 
     def update(self, record):
         """Whether this epoch is the best so far."""

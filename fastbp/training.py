@@ -73,13 +73,13 @@ class History:
             writer.writerows(self.records)
 
     def plot(self, path):
-        """Draw the columns by epoch: a panel for each kind, "loss" and "val_loss" in one.
+        """Draw the columns of numbers by epoch: a panel for each kind, "loss" and "val_loss" in one.
 
         RuntimeError: matplotlib, the extra `plot`, is missing. ValueError: a format that it has not.
         """
         panels = {}
         for name in self.columns:
-            if name not in ("epoch", "seconds"):
+            if name not in ("epoch", "seconds") and all(x is None or is_number(x) for x in self[name]):
                 panels.setdefault(name.rpartition("_")[2], []).append(name)
         drawn = figure(7, 1 + 2.5 * len(panels))
         for axes, (kind, names) in zip(drawn.subplots(len(panels), sharex=True, squeeze=False)[:, 0], panels.items(),

@@ -443,6 +443,16 @@ def test_a_line_for_each_epoch_and_nothing_else(capsys):
     assert capsys.readouterr() == ("", "")
 
 
+def test_a_callback_adds_to_the_record(capsys, tmp_path):
+    """Those behind it see it; the line has what are numbers."""
+    seen = []
+    add = [lambda record: record.update(note="x", half=record["loss"] / 2), lambda record: seen.append(record["note"])]
+    history = fb.fit(lambda x: 1.0, X, epochs=1, batch_size=500, callbacks=[*add, callbacks.CSVLog(tmp_path / "log")])
+    assert seen == ["x"] and history["note"] == ["x"] and str(history).splitlines()[1].split()[3:] == ["x", "0.5000"]
+    assert re.fullmatch(r"1/1  loss 1.0000  half 0.5000  \S+/s\n", capsys.readouterr().out)
+    assert (tmp_path / "log").read_text().splitlines()[1].endswith(",x,0.5")
+
+
 def test_the_seconds_of_an_epoch_are_those_of_its_steps():
     wait = threading.Event().wait
     history = fb.fit(lambda x: wait(0.01) or 1.0, X, epochs=1, batch_size=100, progress=False)

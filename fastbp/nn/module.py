@@ -122,7 +122,7 @@ class Module:
         if name == "training" or name in self._buffers:
             touch()
 
-    def predict(self, *inputs, batch_size=512):
+    def predict(self, *inputs, batch_size=256):
         """self(*inputs) in batches of rows, in eval mode and without gradients; modes are put back.
 
         inputs: arrays or Tensors of as many rows. Returns what `forward` does, one Tensor or a nest of them, with all

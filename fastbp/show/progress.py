@@ -5,6 +5,7 @@ import sys
 import time
 
 from fastbp.show.terminal import WIDTH, cut
+from fastbp_ext.replay import is_number
 
 
 def short(x):
@@ -60,8 +61,8 @@ class Progress:
     def line(self, record, rate):
         """Print an epoch's record; `rate` is in rows a second, and goes where it does not fit."""
         if self.shown is True:
-            numbers = listed({k: v for k, v in record.items() if k not in ("epoch", "seconds")})
-            line = f"{record['epoch']:{len(str(self.epochs))}}/{self.epochs}  {numbers}"
+            columns = {k: x for k, x in record.items() if k not in ("epoch", "seconds") and is_number(x)}
+            line = f"{record['epoch']:{len(str(self.epochs))}}/{self.epochs}  {listed(columns)}"
             rate = f"  {per_second(rate)}"
             self.write(line + rate if len(line + rate) <= WIDTH else line)
 
