@@ -9,7 +9,7 @@ from libc.string cimport memset
 
 from fastbp_ext.abi cimport FB_CONSTANTS, FB_OPERANDS
 from fastbp_ext.lower cimport (lower_columns, lower_copy, lower_elementwise, lower_fold, lower_product, lower_reduce,
-                               lower_rows, lower_scatter, lower_state, lower_take)
+                               lower_rows, lower_scatter, lower_state, lower_take, lower_windows)
 from fastbp_ext.program cimport Executor, now
 from fastbp_ext.tensor cimport (BOOL, CHECKS, FLOAT32, FLOAT64, INT8, INT16, INT32, INT64, MAX_DIMS, RUNS, UINT8,
                                 UINT16, UINT64, Dtype, Tensor, as_python, blank, blank_like, dtype_name,
@@ -42,11 +42,12 @@ cdef enum Form:
     JOIN
     PLACE
     CONVERT
+    WINDOWS
     CUSTOM
 
 FORMS = {"elementwise": ELEMENTWISE, "view": VIEW, "copy": COPY, "reduce": REDUCE, "reduce one": REDUCE_ONE,
          "product": PRODUCT, "rows": ROWS, "take": TAKE, "scatter": SCATTER, "join": JOIN, "place": PLACE,
-         "convert": CONVERT, "custom": CUSTOM}
+         "convert": CONVERT, "windows": WINDOWS, "custom": CUSTOM}
 
 
 cdef _raise(str kind, str what, got, expected, fix):
@@ -442,6 +443,8 @@ cdef class Gate:
             return lower_scatter(to, kernel, y, x, xs[1:], params["axis"])
         if self.loop == JOIN:
             return self.join(to, y, xs, params["axis"])
+        if self.loop == WINDOWS:
+            return lower_windows(to, kernel, y, xs, params["window"].space, params["window"].geometry, params["units"])
         return self.place(to, y, x, params)
 
     cdef Tensor condition(self, object x):
@@ -592,7 +595,7 @@ cdef class Gate:
             if y.abstract:
                 recorder().add(y)
             return y
-        if self.loop == ROWS or self.loop == SCATTER:
+        if self.loop == ROWS or self.loop == SCATTER or self.loop == WINDOWS:
             for item in xs:
                 if not (<Tensor> item).contiguous:
                     raise SystemError(f"{self.name}: its kernel walks contiguous memory; the row lacks contiguous()")

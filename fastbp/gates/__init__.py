@@ -1,7 +1,7 @@
-"""The gates, by family: arithmetic, activation, reduction, shape, linear, loss."""
+"""The gates, by family: arithmetic, activation, reduction, shape, linear, loss, convolution."""
 from fastbp_ext.tensor import OPERATORS
 
-from . import activation, arithmetic, linear, loss, reduction, shape
+from . import activation, arithmetic, convolution, linear, loss, reduction, shape
 from .row import GATES, INTERNAL, grouped
 
 OPERATORS["__getitem__"] = GATES["getitem"]
@@ -24,4 +24,5 @@ def _cell(doc):
     return doc.strip().splitlines()[0].replace("|", "\\|")
 
 
-__all__ = ["GATES", "INTERNAL", "activation", "arithmetic", "grouped", "linear", "loss", "reduction", "shape", "table"]
+__all__ = ["GATES", "INTERNAL", "activation", "arithmetic", "convolution", "grouped", "linear", "loss", "reduction",
+           "shape", "table"]

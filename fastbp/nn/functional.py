@@ -1,6 +1,7 @@
 """torch.nn.functional's names over fastbp's gates."""
 from fastbp.errors import ShapeError, error
 from fastbp.gates import GATES
+from fastbp.gates.convolution import adaptive_avg_pool2d, avg_pool2d, conv1d, conv2d, max_pool2d
 from fastbp.gates.linear import matmul, matrices
 from fastbp.gates.loss import (
     binary_cross_entropy_with_logits,
@@ -12,9 +13,9 @@ from fastbp.gates.loss import (
 )
 from fastbp_ext.gate import tensors_of
 
-__all__ = ["binary_cross_entropy_with_logits", "cross_entropy", "elu", "gelu", "hinge_loss", "huber_loss",
-           "l1_loss", "leaky_relu", "linear", "log_softmax", "mse_loss", "relu", "sigmoid", "silu", "softmax",
-           "softplus", "tanh"]
+__all__ = ["adaptive_avg_pool2d", "avg_pool2d", "binary_cross_entropy_with_logits", "conv1d", "conv2d",
+           "cross_entropy", "elu", "gelu", "hinge_loss", "huber_loss", "l1_loss", "leaky_relu", "linear",
+           "log_softmax", "max_pool2d", "mse_loss", "relu", "sigmoid", "silu", "softmax", "softplus", "tanh"]
 
 relu, sigmoid, tanh, silu, gelu = (GATES[name] for name in ("relu", "sigmoid", "tanh", "silu", "gelu"))
 leaky_relu, elu = GATES["leaky_relu"], GATES["elu"]

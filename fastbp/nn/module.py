@@ -1,14 +1,18 @@
 """Module: parameters, buffers and modules by the names of the attributes that hold them."""
+import contextlib
 import difflib
 from typing import NamedTuple
 
 import numpy as np
 
+from fastbp.data.batching import checked_batch_size, rows
+from fastbp.differentiate import tree_map
 from fastbp.errors import DtypeError, ShapeError, error
 from fastbp.gates.row import Group
 from fastbp.gates.shape import memory_order
 from fastbp.serialization import as_array
-from fastbp_ext.tensor import Tensor, adopt, empty, get_recorder, in_group, tensor, touch
+from fastbp.staged import staged
+from fastbp_ext.tensor import Tensor, adopt, empty, get_recorder, in_group, no_grad, tensor, touch
 
 
 class Parameter(Tensor):
@@ -43,7 +47,22 @@ def converted(x, dtype):
 
 def settings(module):
     """An `extra_repr` that shows what __init__ was given."""
-    return ", ".join(f"{name}={value!r}" for name, value in vars(module).items() if name != "training")
+    return ", ".join(f"{name}={value!r}" for name, value in vars(module).items()
+                     if name not in ("training", "_replayed"))
+
+
+@contextlib.contextmanager
+def evaluating(modules):
+    """A context in which these modules are in eval mode, and no gradients are wanted."""
+    changed = [m for m in modules if m.training]
+    try:
+        for m in changed:
+            m.training = False
+        with no_grad():
+            yield
+    finally:
+        for m in changed:
+            m.training = True
 
 
 class LoadResult(NamedTuple):
@@ -66,6 +85,7 @@ class Module:
     ...         return self.fc(x).relu()
     """
     training = True
+    _replayed = None    # the module, staged by `predict`
     _buffers = {}    # name: whether a state dict has it; replaced, never changed
 
     def forward(self, *args, **kwargs):
@@ -104,6 +124,27 @@ class Module:
         object.__setattr__(self, name, value)
         if name == "training" or name in self._buffers:
             touch()
+
+    def predict(self, *inputs, batch_size=256):
+        """self(*inputs) in batches of rows, in eval mode and without gradients; modes are put back.
+
+        inputs: arrays or Tensors of as many rows. Returns what `forward` does, one Tensor or a nest of them, with all
+        rows. Replayed: one program for each shape of a batch. ShapeError: no rows, other numbers of rows, or a result
+        that has not a row for each of the input.
+        """
+        n, size = rows(inputs), checked_batch_size(batch_size)
+        if self._replayed is None:
+            self._replayed = staged(self)
+        made = None
+        with evaluating(self.modules()):
+            for start in range(0, n, size):
+                result = self._replayed(*[x[start:start + size] for x in inputs])
+                if made is None:
+                    made = tree_map(lambda y: _room(y, min(size, n), n), result)
+                    whole = [y.numpy() for y in _tensors(made)]
+                for y, part in zip(whole, _tensors(result), strict=True):
+                    y[start:start + size] = part.numpy()
+        return made
 
     # --- what is in it
 
@@ -186,6 +227,10 @@ class Module:
         return (b for _, b in self.named_buffers(recurse=recurse))
 
     # --- its state
+
+    def __getstate__(self):
+        """What is pickled and copied; the staged module is made again where it is needed."""
+        return {name: value for name, value in vars(self).items() if name != "_replayed"}
 
     def _state(self):
         return dict(self._members(Module._own_state, remove_duplicate=False))
@@ -279,6 +324,23 @@ class Module:
         if not lines:
             return f"{type(self).__name__}({extra})"
         return "\n  ".join([f"{type(self).__name__}(", *([extra] if extra else []), *lines]) + "\n)"
+
+
+def _tensors(tree):
+    """The tensors of a nest, in its order."""
+    found = []
+    tree_map(lambda x: isinstance(x, Tensor) and found.append(x), tree)
+    return found
+
+
+def _room(y, batch, n):
+    """An empty tensor for n rows as those of y, a result for a batch; what is no tensor stays."""
+    if not isinstance(y, Tensor):
+        return y
+    if y.ndim == 0 or y.shape[0] != batch:
+        raise error(ShapeError, "predict: a result has not a row for each row of the input", got=y.shape,
+                    expected=f"({batch}, ...)", fix="call the model itself, or return what belongs to rows alone")
+    return empty((n, *y.shape[1:]), y.dtype)
 
 
 class _List(Module):

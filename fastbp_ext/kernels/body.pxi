@@ -12,8 +12,9 @@ include "softmax.pxi"
 include "index.pxi"
 include "update.pxi"
 include "matmul.pxi"
+include "convolution.pxi"
 
 cdef inline dict kernels():
     """Every kernel's address by its name."""
     return {**elementwise_kernels(), **reduce_kernels(), **softmax_kernels(), **index_kernels(),
-            **update_kernels(), **matmul_kernels()}
+            **update_kernels(), **matmul_kernels(), **convolution_kernels()}
