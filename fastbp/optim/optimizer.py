@@ -251,7 +251,8 @@ class Optimizer:
         shapes do not fit.
         """
         if not {"state", "param_groups"} <= set(state_dict):
-            raise self._misfit(f"a dict of {', '.join(map(str, state_dict)) or 'nothing'}", "state, param_groups")
+            names = ", ".join([str(name) for name in state_dict][:5])
+            raise self._misfit(f"a dict of {names or 'nothing'}", "state, param_groups")
         saved = state_dict["param_groups"]
         sizes = [len(g["params"]) for g in saved], [len(g["params"]) for g in self.param_groups]
         if sizes[0] != sizes[1]:
