@@ -111,7 +111,8 @@ class Optimizer:
     """What all optimizers share: groups of parameters with their options, and their state.
 
     params: tensors that are leaves and require a gradient, or dicts {"params": tensors, option:
-    value, ...}, one for each group. ValueError: no parameters, one that comes twice, is no leaf,
+    value, ...}, one for each group. Gradients of several backwards add up until `zero_grad()`: in
+    one staged step, or in steps that end with `backward`, before one that updates. ValueError: no parameters, one that comes twice, is no leaf,
     requires no gradient or can't be written; an option that is NaN, negative or no number,
     wherever it is set. TypeError: something else than tensors.
     """
