@@ -100,6 +100,9 @@ class _Group(dict):
         return self
 
 
+_negative = no_grad()(neg)
+
+
 def _refuse_while_recording():
     if get_recorder() is not None:
         raise error(StagingError, "optimizer: an option is set inside a staged function, or an optimizer made",
@@ -175,6 +178,8 @@ class Optimizer:
         """(kernel, states, h) of p's update; states that it lacks are made."""
         kernel, names = self._kernel(group)
         h = self._vectors[p][0]
+        if not names:
+            return kernel, (p,), h
         state = self._state_of(p, group, names)
         for name in names:
             if state[name].dtype != p.dtype:
@@ -185,11 +190,10 @@ class Optimizer:
 
     def _state_of(self, p, group, names):
         """p's state; what it lacks is made: numbers, parts of h, and tensors laid out as p."""
-        lacks = [name for name in (*self._counts, *names) if name not in self.state.get(p, ())]
-        if not lacks:
-            return self.state.get(p, {})
         state = self.state[p]
-        for name in lacks:
+        for name in names if state else (*self._counts, *names):
+            if name in state:
+                continue
             if get_recorder() is not None:    # if the recording fails
                 get_recorder().undo.append(lambda name=name: state.pop(name, None))
             state[name] = self._vectors[p][0][self._counts[name]] if name in self._counts else clone(p)
@@ -209,9 +213,8 @@ class Optimizer:
                 for p in group["params"] if p.grad is not None]
         if self._clock is not None:
             tick_state(self._clock, [h for (_, _, h), _, _ in work])
-        with no_grad():
-            for (kernel, states, h), gradient, ascends in work:
-                update(kernel, states, neg(gradient) if ascends else gradient, h)
+        for (kernel, states, h), gradient, ascends in work:
+            update(kernel, states, _negative(gradient) if ascends else gradient, h)
 
     def zero_grad(self):
         """Set .grad of all parameters to None."""
