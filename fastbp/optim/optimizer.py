@@ -115,9 +115,11 @@ class Optimizer:
 
     params: tensors that are leaves and require a gradient, or dicts {"params": tensors, option:
     value, ...}, one for each group. Gradients of several backwards add up until `zero_grad()`: in
-    one staged step, or in steps that end with `backward`, before one that updates. ValueError: no parameters, one that comes twice, is no leaf,
-    requires no gradient or can't be written; an option that is NaN, negative or no number,
-    wherever it is set. TypeError: something else than tensors.
+    one staged step, or in steps that end with `backward`, before one that updates.
+
+    ValueError: no parameters, one that comes twice, is no leaf, requires no gradient or can't be
+    written; an option that is NaN, negative or no number, wherever it is set. TypeError: something
+    else than tensors.
     """
     _fixed = {}      # PyTorch's options that have one value here
     _length = 0      # of h
@@ -167,8 +169,9 @@ class Optimizer:
     def _kernel(cls, group):
         """The update kernel, and the names of the states that it takes behind the parameter, by the group's options.
 
-        None: there is none, and the class defines step().
+        None: there is no kernel, and the class defines step().
         """
+        return None, ()
 
     def _begin(self, name, group):
         """What a state is before the first step."""
@@ -203,7 +206,7 @@ class Optimizer:
 
     def step(self):
         """Update, in place, each parameter that has a gradient."""
-        if self._kernel(self.param_groups[0]) is None:
+        if self._kernel(self.param_groups[0])[0] is None:
             raise NotImplementedError(f"{type(self).__name__} defines step() or _kernel()")
         recorder = get_recorder()
         if recorder is not None:
