@@ -432,6 +432,10 @@ def test_a_rate_that_can_not_be_changes_nothing():
 def test_groups_that_came_later():
     opt = groups(optim.SGD)
     chained, fixed = StepLR(opt, 1, 0.5), LambdaLR(opt, lambda epoch: 1)
+    cycle = OneCycleLR(groups(optim.SGD), 0.3, total_steps=3)
+    cycle.optimizer.add_param_group({"params": [fb.ones(1, requires_grad=True)]})
+    with pytest.raises(ValueError, match="other groups"):
+        cycle.step()
     plateaus = ReduceLROnPlateau(opt, patience=0), ReduceLROnPlateau(opt, patience=0, min_lr=[0.0, 0.0])
     opt.add_param_group({"params": [fb.ones(1, requires_grad=True)], "lr": 0.5})
     chained.step()

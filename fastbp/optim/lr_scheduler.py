@@ -123,14 +123,18 @@ class LRScheduler:
 
     def _set(self):
         """Set the rates for last_epoch."""
-        rates, groups = self.get_lr(), self.optimizer.param_groups
-        if len(rates) != len(groups):
-            raise error(ValueError, f"{type(self).__name__}: the optimizer has other groups than it had",
-                        got=f"{len(groups)} groups, rates for {len(rates)}", expected="one rate for each",
-                        fix="make the scheduler after add_param_group")
-        for group, lr in zip(groups, rates, strict=True):
+        rates = self.get_lr()
+        self._check_groups(len(rates))
+        for group, lr in zip(self.optimizer.param_groups, rates, strict=True):
             if lr != group["lr"]:
                 group.set_lr(lr)
+
+    def _check_groups(self, count):
+        groups = len(self.optimizer.param_groups)
+        if count != groups:
+            raise error(ValueError, f"{type(self).__name__}: the optimizer has other groups than it had",
+                        got=f"{groups} groups, {count} known", expected="a rate for each",
+                        fix="make the scheduler after add_param_group")
 
     def _rates(self):
         return [group["lr"] for group in self.optimizer.param_groups]
@@ -406,6 +410,7 @@ class OneCycleLR(LRScheduler):
 
     def _set(self):
         phase, done = self._place()
+        self._check_groups(len(self.base_lrs))
         for group in self.optimizer.param_groups:
             group.set_lr(self._lr(group, phase, done))
             if self.cycle_momentum:
