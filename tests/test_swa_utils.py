@@ -24,6 +24,7 @@ class Net(nn.Module):
         self.out = nn.Linear(wide, 10, rng=1, dtype=dtype)
         self.register_buffer("seen", fb.zeros(3, dtype=dtype))
         self.register_buffer("kind", fb.tensor(np.array(7)))
+        self.index = nn.Parameter(fb.tensor(np.arange(3)), requires_grad=False)
 
     def forward(self, x):
         self.seen.copy_(self.seen * 0.5 + 1.0)
@@ -48,7 +49,7 @@ AVERAGES = {
 def training(average, wide=20, dtype="float32", inside=True):
     """(model, its average, a step, which averages if `inside`)"""
     model = Net(wide, dtype)
-    opt = optim.Adam(model.parameters(), lr=0.05)
+    opt = optim.Adam([*model.hidden.parameters(), *model.out.parameters()], lr=0.05)
     averaged = AveragedModel(model, **AVERAGES[average]())
 
     @fb.staged
@@ -112,6 +113,17 @@ def test_inside_a_staged_step_gate_by_gate_and_beside_it(average, wide, dtype, t
     assert states[0]["n_averaged"].item() == 5 and states[0]["n_averaged"].dtype == np.int64
     assert states[0]["module.kind"].item() == 7
     assert a.module.hidden.weight.strides == model.hidden.weight.strides
+
+
+def test_the_functions_themselves():
+    a, p = (fb.tensor(np.arange(3.0) + k) for k in (1, 5))
+    mean = a.numpy() * 0.75 + p.numpy() * 0.25
+    for make, given in ((get_ema_avg_fn, (0.75,)), (get_swa_avg_fn, ())):
+        np.testing.assert_allclose(make(*given)(a, p, 3).numpy(), mean, rtol=1e-15)
+    for make, given in ((get_ema_multi_avg_fn, (0.75,)), (get_swa_multi_avg_fn, ())):
+        changed = fb.tensor(a.numpy())
+        assert make(*given)([changed], [p], 3) is None
+        np.testing.assert_allclose(changed.numpy(), mean, rtol=1e-15)
 
 
 def test_the_first_update_copies():
@@ -221,6 +233,7 @@ def test_against_pytorch(average):
             self.hidden, self.out = torch.nn.Linear(64, 20).double(), torch.nn.Linear(20, 10).double()
             self.register_buffer("seen", torch.zeros(3).double())
             self.register_buffer("kind", torch.tensor(7))
+            self.index = torch.nn.Parameter(torch.arange(3), requires_grad=False)
 
     model, averaged, step = training(average, dtype="float64")
     twin = Theirs()

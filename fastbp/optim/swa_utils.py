@@ -67,9 +67,9 @@ class AveragedModel(Module):
 
     avg_fn(averaged, current, num_averaged) returns the average of two tensors, multi_avg_fn changes lists of them in
     place; None: all weigh the same (Izmailov et al., 2018). num_averaged is a 0-d tensor of their dtype. The first
-    update copies. Buffers are copied, with use_buffers those of floats averaged. The functions are not part of the
-    state dict: `n_averaged`, `module.` and the model's names. ValueError: both functions are given, or (in
-    `update_parameters`) another model.
+    update copies. Buffers are copied, with use_buffers averaged; integers are copied always. The functions are not
+    part of the state dict: `n_averaged`, `module.` and the model's names. ValueError: both functions are given, or
+    (in `update_parameters`) another model.
     """
 
     def __init__(self, model, avg_fn=None, multi_avg_fn=None, use_buffers=False):
@@ -90,11 +90,10 @@ class AveragedModel(Module):
     @no_grad()
     def update_parameters(self, model):
         """Take the model's parameters of now into the average."""
-        pairs = self._pairs(model, "parameters")
-        buffers = self._pairs(model, "buffers")
-        averaged = [(a, p) for a, p in buffers if self.use_buffers and a.dtype.kind == "f"]
-        copied = [(a, p) for a, p in buffers if not (self.use_buffers and a.dtype.kind == "f")]
-        pairs += averaged
+        parameters, buffers = self._pairs(model, "parameters"), self._pairs(model, "buffers")
+        pairs = [(a, p) for a, p in parameters + (buffers if self.use_buffers else []) if a.dtype.kind == "f"]
+        copied = [(a, p) for a, p in parameters + buffers if a.dtype.kind != "f"]
+        copied += [] if self.use_buffers else [(a, p) for a, p in buffers if a.dtype.kind == "f"]
         if get_recorder() is not None:
             get_recorder().guard("n_averaged of AveragedModel", lambda: id(self.n_averaged))
         own = isinstance(self.avg_fn or self.multi_avg_fn, (_Average, type(None)))
