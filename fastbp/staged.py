@@ -11,14 +11,14 @@ from typing import NamedTuple
 import numpy as np
 
 from fastbp.anomaly import restoring
-from fastbp.data.batching import checked_batch_size, order, rows
+from fastbp.copying import copied, found_by_name
+from fastbp.data.batching import DataLoader
 from fastbp.differentiate import tree_map
 from fastbp.errors import StagingError, error
 from fastbp.gates.arithmetic import add
 from fastbp.gates.shape import copy
 from fastbp.planner import plan
 from fastbp.planner.listing import Listing
-from fastbp.random import generator
 from fastbp.recording import Recording
 from fastbp_ext.gate import Gate, clone
 from fastbp_ext.program import Program
@@ -255,7 +255,9 @@ class Staged(Caller):
 
     Call it as the function. `eager` runs the function itself, gate by gate: the same bits. A
     signature is the structure, shapes, dtypes and requires_grad of the arguments; Python numbers
-    are inputs, other values are compared. StagingError: the function looks at the values of its
+    are inputs, other values are compared. It pickles as its function does, and deep-copies with what
+    that closes over; a copy records anew. (One at the top level of a module stays the one, as functions do, and
+    what any finds there by name stays what it is.) StagingError: the function looks at the values of its
     tensors, or does what can't be replayed; nothing is changed then.
     """
 
@@ -270,6 +272,19 @@ class Staged(Caller):
 
     def __get__(self, instance, owner):
         return self if instance is None else Bound(self, instance)
+
+    def __reduce__(self):
+        # Decorated where it is defined it is found by its name, as functions are.
+        if found_by_name(self.function, self):
+            return self.__qualname__
+        return type(self), (self.function, self._keep_grads)
+
+    def __deepcopy__(self, memo):
+        if found_by_name(self.function, self):
+            return self
+        made = memo[id(self)] = type(self).__new__(type(self))
+        made.__init__(copied(self.function, memo), self._keep_grads)
+        return made
 
     def eager(self, *args, **kwargs):
         """The function gate by gate, every value at hand. NumPy arrays are given as tensors, as in a replay."""
@@ -465,7 +480,7 @@ class Staged(Caller):
 
     # --- whole epochs
 
-    def epoch(self, *arrays, batch_size, shuffle=False, rng=None, progress=None, health=None, means=False,
+    def epoch(self, *arrays, batch_size=None, shuffle=False, rng=None, progress=None, health=None, means=False,
               _before=()):
         """One pass over the rows of `arrays` in batches; the mean of the batch losses, by rows.
 
@@ -473,6 +488,9 @@ class Staged(Caller):
         returns one scalar or a tuple that begins with it. All labels are checked before the first
         batch. `progress(done, total)` is called at most ten times a second and at the end. Ctrl-C
         stops between two batches.
+
+        One `data.DataLoader` may stand for the arrays, batch_size, shuffle and rng: its place moves on with
+        each batch, and the rest of an epoch that was loaded gives the mean of the whole epoch.
 
         means=True: a list of the means of all scalars that the tuple begins with, as `return loss, error`;
         progress(done, total, means so far).
@@ -486,12 +504,12 @@ class Staged(Caller):
                 raise error(ValueError, "epoch: health can't be this", got=repr(health),
                             expected="an int of 1 or more, or None", fix="health=100: every 100th step")
             _refuse_where_nothing_is_replayed("epoch: health")
-        n, size = rows(arrays), checked_batch_size(batch_size)
-        arrays = [a.numpy() if isinstance(a, Tensor) else np.asarray(a) for a in arrays]
+        loader = _loader(arrays, batch_size, shuffle, rng)
+        n, size = loader.rows, loader.batch_size
+        arrays = [a.numpy() if isinstance(a, Tensor) else np.asarray(a) for a in loader.arrays]
         progress = at_times(progress, n, means)
-        generator(rng)
         if not is_replayed():
-            found = self._epoch_by_calls(arrays, size, order(n, shuffle, rng), progress, None, _before)
+            found = self._epoch_by_calls(arrays, loader, loader.begin(sums=True), progress, None, _before)
             return found if means else found[0]
         # Both programs are recorded, and all labels checked, before anything changes or is drawn.
         arrays = [from_numpy(np.ascontiguousarray(a)) for a in arrays]
@@ -499,34 +517,33 @@ class Staged(Caller):
                  for start, stop, rows_ in ((0, n - n % size, size), (n - n % size, n, n % size)) if stop > start]
         for part in parts if health is not None else ():
             self._examination().replay_for(part.args, {})
-        chosen = order(n, shuffle, rng)
+        chosen = loader.begin(sums=True)
         if any(part.columns is None or part.mixed(chosen) for part in parts):
-            found = self._epoch_by_calls([a.numpy() for a in arrays], size, chosen, progress, health, _before)
+            found = self._epoch_by_calls([a.numpy() for a in arrays], loader, chosen, progress, health, _before)
             return found if means else found[0]
         if chosen is not None:
             chosen = from_numpy(np.ascontiguousarray(chosen, dtype=np.int64))
-        totals = from_numpy(np.zeros(min(part.replay.scalars for part in parts)))
+        place = loader.keep(min(part.replay.scalars for part in parts))
+        totals = place[1:]
         for part in parts:
             feed = Feed([slot for slot, *_ in part.columns], [values for _, values, *_ in part.columns], chosen,
                         part.rows)
-            at = part.start
-            while at < part.stop:
+            while place[0] < part.stop:
+                at = int(place[0])
                 left = self._steps_left(health)    # until one is examined
                 if left == 0:
                     batch = _batch(arrays, chosen, at, part.rows)
-                    found = scalars_of(self._examined_step(batch, _before))[:totals.size]
-                    totals.numpy()[...] += part.rows * np.array(found)
-                    at += part.rows
+                    totals += part.rows * np.array(scalars_of(self._examined_step(batch, _before))[:len(totals)])
+                    place[0] += part.rows
                 else:
                     stop = part.stop if health is None else min(part.stop, at + left * part.rows)
-                    now = self.run_rows(part.args, part.replay, feed, at, stop, part.rows, totals)
-                    if now is None:
+                    if not self.run_rows(part.args, part.replay, feed, stop, part.rows, from_numpy(place)):
                         raise error(StagingError, "epoch: the program fits no more", got="another mode or option",
                                     expected="those that the epoch began with", fix="change them between epochs")
-                    self._steps += (now - at) // part.rows
-                    at = now
-                progress(at, totals.numpy())
-        found = (totals.numpy() / n).tolist()
+                    self._steps += (int(place[0]) - at) // part.rows
+                progress(int(place[0]), totals)
+        loader.end()
+        found = (totals / n).tolist()
         return found if means else found[0]
 
     def _steps_left(self, health):
@@ -548,29 +565,46 @@ class Staged(Caller):
         first = replay.inputs - len(arrays)
         return _Part(start, stop, size, args, replay, replay.columns(first, arrays))
 
-    def _epoch_by_calls(self, arrays, size, chosen, progress, health, before):
+    def _epoch_by_calls(self, arrays, loader, chosen, progress, health, before):
         def step(*batch):
             if self._steps_left(health) == 0:
                 return self._examined_step(batch, before)
             result = self(*before, *batch)
             self._steps += 1
             return result
-        return means_by_calls(step, arrays, size, chosen, progress)
+        return means_by_calls(step, arrays, loader.batch_size, chosen, progress, loader)
 
 
-def means_by_calls(step, arrays, size, chosen, progress):
-    """`epoch` by calls of the step: a list of means, by rows. After each, progress(rows done, the sums so far)."""
-    n, totals = len(arrays[0]), None
-    for start in range(0, n, size):
+def means_by_calls(step, arrays, size, chosen, progress, loader=None):
+    """`epoch` by calls of the step: a list of means, by rows. After each, progress(rows done, the sums so far).
+
+    loader: where the epoch begins, and whose place moves on; else the first row.
+    """
+    loader = loader or DataLoader(*arrays, batch_size=size)
+    n, place = len(arrays[0]), loader.place
+    while place[0] < n:
+        start = int(place[0])
         part = slice(start, start + size) if chosen is None else chosen[start:start + size]
         batch = [a[part] for a in arrays]
         found = scalars_of(step(*batch))
         if not found:
             raise _no_scalar("epoch")
-        totals = np.zeros(len(found)) if totals is None else totals[:len(found)]
-        totals += len(batch[0]) * np.array(found[:len(totals)])
-        progress(min(start + size, n), totals)
-    return (totals / n).tolist()
+        place = loader.keep(len(found))
+        place[1:] += len(batch[0]) * np.array(found[:len(place) - 1])
+        place[0] += len(batch[0])
+        progress(int(place[0]), place[1:])
+    loader.end()
+    return (place[1:] / n).tolist()
+
+
+def _loader(arrays, batch_size, shuffle, rng):
+    """The DataLoader that an epoch is given, or one of its arrays and options."""
+    if len(arrays) != 1 or not isinstance(arrays[0], DataLoader):
+        return DataLoader(*arrays, batch_size=batch_size, shuffle=shuffle, rng=rng)
+    if batch_size is not None or shuffle or rng is not None:
+        raise error(TypeError, "epoch: a DataLoader has its own batch_size, shuffle and rng", got="one, and options",
+                    expected="one alone", fix="step.epoch(loader)")
+    return arrays[0]
 
 
 def scalars_of(result):

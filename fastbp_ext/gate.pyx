@@ -773,8 +773,9 @@ cdef _out_of_range(Tensor x, Py_ssize_t n, int64_t value, Py_ssize_t size, str g
 cdef class Update:
     """A stage that changes memory in place: kernel(outputs..., inputs..., hyperparameters).
 
-    The outputs are read too. `hyper` holds float64 hyperparameters, handed over as they are: one
-    vector; or, where a clock changes the hyperparameters themselves and nothing else, many.
+    The outputs are read too; the kernel's constant says how many there are. `hyper` holds float64
+    hyperparameters, handed over as they are: one vector; or, where a clock changes the
+    hyperparameters themselves and nothing else, many.
     """
     cdef readonly str name      # the kernel's
     cdef readonly tuple outputs
@@ -794,6 +795,7 @@ cdef class Update:
     def lower_to(self, Executor to, tuple outputs, tuple inputs, params=None):
         """Hand the instruction to an executor."""
         cdef void* operands[FB_OPERANDS]
+        cdef double c[FB_CONSTANTS]
         cdef int n = 0
         cdef Tensor w
         if not outputs:
@@ -803,8 +805,10 @@ cdef class Update:
             operands[n] = <void*> item
             n += 1
         w = <Tensor> outputs[0]
+        memset(c, 0, sizeof(c))
+        c[0] = len(outputs)
         lower_elementwise(to, <void*> <size_t> TABLE[dtype_name(w.kind)][self.name], len(outputs), 1, n,
-                          operands, NULL)
+                          operands, c)
 
     cdef run(self):
         """Now; or, where a function is recorded, at each replay."""

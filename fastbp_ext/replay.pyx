@@ -20,6 +20,7 @@ from fastbp_ext.tensor cimport (FLOAT32, FLOAT64, MAX_DIMS, NOWHERE, Dtype, Memo
 
 import os
 import threading
+from copy import deepcopy
 
 import numpy as np
 
@@ -802,21 +803,21 @@ cdef class Replay:
         finally:
             self.leave()
 
-    cdef Py_ssize_t run_rows(self, Feed feed, Py_ssize_t at, Py_ssize_t stop, Py_ssize_t size,
-                             Tensor totals) except -1:
-        """Batches of `size` rows from row `at` on, for a while; where the next batch begins is returned.
+    cdef int run_rows(self, Feed feed, Py_ssize_t stop, Py_ssize_t size, Tensor place) except -1:
+        """Batches of `size` rows, for a while. place: float64, moved on with each, whatever comes between:
 
-        `totals`, float64, grow by the scalars of each batch, the first results, times its rows.
+        the row where the next begins; sums of the scalars of each batch, the first results, times its rows.
         """
         cdef tuple made = self.begin()
         cdef PyObject** scalars = items(made)
-        cdef double* total = <double*> totals.data
+        cdef double* total = <double*> place.data
+        cdef Py_ssize_t at = <Py_ssize_t> total[0]
         cdef double until
         cdef unsigned mode
         cdef Py_ssize_t k
         self.bind()
         if not self.enter(True):
-            return at
+            return 0
         with nogil:
             mode = fb_flush_begin(flush)
             until = now_seconds() + SLICE
@@ -824,15 +825,16 @@ cdef class Replay:
                 for k in range(feed.count):
                     self.program.place(feed.columns[k].slot, feed.rows(k, at, size))
                 self.program.run(0, self.program.count)
-                for k in range(totals.count):
-                    total[k] += size * number_of(scalars[k])
+                for k in range(1, place.count):
+                    total[k] += size * number_of(scalars[k - 1])
                 at += size
+                total[0] = at
                 if now_seconds() > until:
                     break
             fb_flush_end(mode)
         self.leave()
         self.finish(made)
-        return at
+        return 0
 
     def columns(self, Py_ssize_t first, list arrays):
         """What changes from batch to batch: (slot, values for all rows, where labels are ignored or None, whether
@@ -1047,18 +1049,18 @@ cdef class Caller:
         """What the last of `times` calls returns; signals are looked for in between."""
         return self.run(args, kwargs, times)
 
-    def run_rows(self, tuple args, Replay replay, Feed feed, Py_ssize_t at, Py_ssize_t stop, Py_ssize_t size,
-                 Tensor totals):
-        """Batches from row `at` on, for a while: where the next begins; `totals` grow by their scalars by rows.
+    def run_rows(self, tuple args, Replay replay, Feed feed, Py_ssize_t stop, Py_ssize_t size, Tensor place):
+        """Batches up to row `stop`, for a while, from `place` on, which moves on: the row, and sums of the scalars.
 
-        args are those of any batch; the feed's rows take their places. None: the replay does not
+        args are those of any batch; the feed's rows take their places. False: the replay does not
         fit any more, as what it took for granted changed.
         """
         self.take_turn()
         try:
             if not replay.takes(items(args), PyTuple_GET_SIZE(args), None):
-                return None
-            return replay.run_rows(feed, at, stop, size, totals)
+                return False
+            replay.run_rows(feed, stop, size, place)
+            return True
         finally:
             self.give_turn(replay)
 
@@ -1144,6 +1146,12 @@ cdef class Bound:
 
     def __init__(self, staged, instance):
         self.staged, self.instance = staged, instance
+
+    def __reduce__(self):
+        return Bound, (self.staged, self.instance)
+
+    def __deepcopy__(self, memo):
+        return Bound(deepcopy(self.staged, memo), deepcopy(self.instance, memo))
 
     def __call__(self, *args, **kwargs):
         return self.staged(self.instance, *args, **kwargs)

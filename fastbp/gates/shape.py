@@ -106,6 +106,11 @@ def reshape(x, *shape):
     return flat_reshape(contiguous(x), sizes)
 
 
+def memory_order(x):
+    """The dimensions of x in the order in which they lie, the longest step first."""
+    return sorted(range(x.ndim), key=lambda d: -abs(x.strides[d]))
+
+
 _REVERSED = [tuple(reversed(range(n))) for n in range(16)]
 
 

@@ -1,5 +1,5 @@
 """Layers, losses and what holds them together, with PyTorch's names and meanings."""
-from fastbp.nn import functional, init
+from fastbp.nn import functional, init, utils
 from fastbp.nn.activation import (
     ELU,
     GELU,
@@ -21,4 +21,4 @@ from fastbp.nn.module import Module, ModuleList, Parameter, Sequential
 __all__ = ["AdaptiveAvgPool2d", "AvgPool2d", "BCEWithLogitsLoss", "Conv1d", "Conv2d", "CrossEntropyLoss",
            "ELU", "GELU", "HuberLoss", "Identity", "L1Loss", "LeakyReLU", "Linear", "LogSoftmax", "MSELoss",
            "MaxPool2d", "Module", "ModuleList", "Parameter", "ReLU", "Sequential", "SiLU", "Sigmoid",
-           "Softmax", "Softplus", "Tanh", "functional", "init"]
+           "Softmax", "Softplus", "Tanh", "functional", "init", "utils"]

@@ -1,5 +1,6 @@
 """Module: parameters, buffers and modules by the names of the attributes that hold them."""
 import contextlib
+import difflib
 from typing import NamedTuple
 
 import numpy as np
@@ -8,6 +9,8 @@ from fastbp.data.batching import checked_batch_size, rows
 from fastbp.differentiate import tree_map
 from fastbp.errors import DtypeError, ShapeError, error
 from fastbp.gates.row import Group
+from fastbp.gates.shape import memory_order
+from fastbp.serialization import as_array
 from fastbp.staged import staged
 from fastbp_ext.tensor import Tensor, adopt, empty, get_recorder, in_group, no_grad, tensor, touch
 
@@ -37,7 +40,7 @@ def floating(name, dtype):
 
 def converted(x, dtype):
     """x's values in another dtype, laid out as x is; newer than any tape that used x."""
-    order = sorted(range(x.ndim), key=lambda d: -x.strides[d])
+    order = memory_order(x)
     y = empty([x.shape[d] for d in order], dtype).transpose([order.index(d) for d in range(x.ndim)])
     return y.detach().copy_(x)
 
@@ -242,22 +245,23 @@ class Module:
     def load_state_dict(self, state_dict, strict=True):
         """Copy the values of {path: tensor or array} in place; views and captures stay valid.
 
-        float32 and float64 are converted. All is checked first: ValueError that lists the
-        names that are missing, unexpected (with strict) or do not fit in shape or kind of
-        dtype, and then nothing was changed. Returns (missing_keys, unexpected_keys).
+        PyTorch's tensors are taken as they are; floats of other sizes are converted. All is
+        checked first: ValueError that lists the names that are missing, unexpected (with strict)
+        or do not fit in shape or kind of dtype, and then nothing was changed. Returns (missing_keys, unexpected_keys).
         """
         own = self._state()
         missing = [name for name in own if name not in state_dict]
         unexpected = [name for name in state_dict if name not in own]
-        values = {name: np.asarray(state_dict[name]) for name in own if name in state_dict}
+        values = {name: as_array(state_dict[name]) for name in own if name in state_dict}
         unfit = [f"{name}: {value.dtype} {value.shape} for {own[name].dtype} {own[name].shape}"
                  for name, value in values.items() if not _fits(value, own[name])]
         faults = {"missing": strict and missing, "unexpected": strict and unexpected, "misfitting": unfit}
         if any(faults.values()):
             raise error(ValueError, f"load_state_dict: the state does not fit {type(self).__name__}",
-                        got="; ".join(f"{what}: {', '.join(map(str, x))}" for what, x in faults.items() if x),
+                        got="; ".join(f"{what}: {_some(x)}" for what, x in faults.items() if x),
                         expected="the names and shapes of state_dict()",
-                        fix="make the model as it was saved, or pass strict=False to pass over names")
+                        fix=_alike(missing, unexpected) + "make the model as it was saved, or pass strict=False to "
+                        "pass over names")
         for name, value in values.items():
             own[name].copy_(value)
         return LoadResult(missing, unexpected)
@@ -399,6 +403,19 @@ class Sequential(_List):
         for module in self:
             x = module(x)
         return x
+
+
+def _some(names):
+    """The first names, and how many more there are."""
+    return ", ".join(map(str, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _alike(missing, unexpected):
+    """A question after a name that was perhaps only spelt in another way."""
+    for name in missing[:5]:
+        for other in difflib.get_close_matches(name, map(str, unexpected), 1):
+            return f"is {other!r} meant for {name!r}? rename it; or "
+    return ""
 
 
 def _fits(value, own):

@@ -2,7 +2,8 @@
 from math import prod
 
 # Operations for each element; all other stages but products count one.
-_OPERATIONS = {"mul_add": 2, "sgd": 4, "momentum": 7, "adam": 15}
+_OPERATIONS = {"mul_add": 2, "sgd": 4, "momentum": 7, "adam": 15, "nadam": 17, "radam": 15, "rmsprop": 11,
+               "adagrad": 9, "average": 3}
 
 
 def flop_of(stage):

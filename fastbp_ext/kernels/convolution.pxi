@@ -7,7 +7,8 @@
 # side that have the same taps make one row of N times as many numbers, so a batch of one fills vectors too.
 #
 # A sum runs over channels, rows and columns of the window, ascending, without what lies outside the
-# map, in blocks of at most FB_BLOCK: its bits do not depend on the neighbours, nor on the batch.
+# map, in blocks of at most FB_BLOCK: its bits do not depend on the neighbours, nor on the batch. (Where
+# short rows are packed, what lies outside counts as zeros: the same sum.)
 #
 # Space: OH, OW, N, groups, O / groups, C / groups, KH, KW, H, W. The last operand's strides hold the
 # geometry: stride, padding, dilation, each for rows and columns.
@@ -58,27 +59,28 @@ cdef inline const Py_ssize_t* geometry_of(const fb_instruction* i) noexcept nogi
     return i.stride[FB_OPERANDS - 1]
 
 
+cdef inline Py_ssize_t place_of(const fb_instruction* i, int axis, Py_ssize_t at, Py_ssize_t k,
+                                bint back) noexcept nogil:
+    """The place of x that tap k of place `at` of y reads, or (back) of y that read place `at` of x by tap k; or -1."""
+    cdef:
+        const Py_ssize_t* g = geometry_of(i) + axis
+        Py_ssize_t place = at * g[STRIDE] - g[PADDING] + k * g[DILATION]
+    if back:
+        place = at + g[PADDING] - k * g[DILATION]
+        if g[STRIDE] > 1 and place > 0:
+            place = place // g[STRIDE] if place % g[STRIDE] == 0 else -1
+    return place if 0 <= place < i.shape[(MAP_H if back else SOURCE_H) + axis] else -1
+
+
 cdef inline taps find_taps(const fb_instruction* i, int axis, Py_ssize_t at, bint back) noexcept nogil:
     """The taps of place `at` of y that read x; or (back) those by which place `at` of x was read, and from where."""
     cdef:
-        const Py_ssize_t* g = geometry_of(i) + axis
-        Py_ssize_t size = i.shape[(MAP_H if back else SOURCE_H) + axis], k, place
+        Py_ssize_t k, place
         taps t
     t.first = t.step = t.count = t.start = t.move = 0
     for k in range(i.shape[KERNEL_H + axis]):
-        if back:
-            place = at + g[PADDING] - k * g[DILATION]
-            if place < 0:
-                break
-            if g[STRIDE] > 1:
-                if place % g[STRIDE]:
-                    continue
-                place //= g[STRIDE]
-        else:
-            place = at * g[STRIDE] - g[PADDING] + k * g[DILATION]
-            if place >= size:
-                break
-        if 0 <= place < size:
+        place = place_of(i, axis, at, k, back)
+        if place >= 0:
             if t.count == 0:
                 t.first = k
                 t.start = place
@@ -191,6 +193,80 @@ cdef inline void add_to_all(real* y, Py_ssize_t n, real b) noexcept nogil:
         j += LANES
 
 
+cdef inline bint is_broken(const fb_instruction* i, Py_ssize_t wide, bint back) noexcept nogil:
+    """Whether a row of a batch of less than a vector is more than one run of pixels with the same taps."""
+    cdef taps first, t
+    cdef Py_ssize_t w
+    if i.shape[BATCH] >= LANES or i.shape[KERNEL_H + 1] > FB_BLOCK:
+        return False
+    first = taps_of(i, 1, 0, back)
+    for w in range(1, wide):
+        t = taps_of(i, 1, w, back)
+        if t.count != first.count or t.first != first.first or t.start != first.start + w:
+            return True
+    return False
+
+
+cdef inline void copy_some(real* y, const real* x, Py_ssize_t n) noexcept nogil:
+    while n > 0:
+        store(y, load(x, n), n)
+        x += LANES
+        y += LANES
+        n -= LANES
+
+
+cdef inline void run_packed(const fb_instruction* i, fb_tile* t, const Py_ssize_t* jumps, Py_ssize_t rows, char* y,
+                            const char* x, Py_ssize_t wide, bint back, bint add) noexcept nogil:
+    """A row whose runs are short, a few vectors at a time: what all taps read is copied, zeros from outside the map."""
+    cdef:
+        Py_ssize_t n = i.shape[BATCH], taps = i.shape[KERNEL_H + 1], at_once = 3 * LANES // n
+        Py_ssize_t column = 0, pixels, pitch, k, piece, w, e, low, high
+        Py_ssize_t own[2 * FB_BLOCK]
+        Py_ssize_t places[3 * LANES + 1]
+        bint together
+        char memory[FB_SCRATCH + 64]
+        real* scratch = <real*>(memory + (-<Py_ssize_t>memory & 63))
+        real* to
+        const real* source
+    t.jumps = own
+    t.k = taps
+    t.a_k = sizeof(real)
+    while column < wide:
+        pixels = min(at_once, wide - column)
+        pitch = (pixels * n + LANES - 1) // LANES * LANES
+        for k in range(taps):
+            low = high = pixels    # the end of the places, where there is none inside
+            places[pixels] = 0
+            together = True    # what is inside the map lies side by side
+            for w in range(pixels - 1, -1, -1):
+                places[w] = place_of(i, 1, column + w, k, back)
+                if places[w] >= 0:
+                    together = together and (low == pixels or low == w + 1 and places[w + 1] == places[w] + 1)
+                    high = w + 1 if low == pixels else high
+                    low = w
+            for piece in range(t.pieces):
+                source = <const real*>(x + jumps[2 * piece + 1])
+                to = scratch + (piece * taps + k) * pitch
+                e = 0
+                while e < pitch:
+                    store_all(to + e, splat(0))
+                    e += LANES
+                if together:
+                    copy_some(to + low * n, source + places[low] * n, (high - low) * n)
+                    continue
+                for w in range(low, high):
+                    for e in range(n if places[w] >= 0 else 0):
+                        to[w * n + e] = source[places[w] * n + e]
+        for piece in range(t.pieces):
+            own[2 * piece] = jumps[2 * piece]
+            own[2 * piece + 1] = piece * taps * pitch * <Py_ssize_t>sizeof(real)
+        t.b = <const char*>scratch
+        t.b_k = pitch * sizeof(real)
+        t.c = y + column * n * <Py_ssize_t>sizeof(real)
+        run_columns(t, rows, pixels * n, add)
+        column += pixels
+
+
 cdef inline void run_windows(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop, bint back) noexcept nogil:
     """Rows start .. stop of all groups' maps: y from x and w, or (back) dx from dy and w."""
     cdef:
@@ -204,12 +280,12 @@ cdef inline void run_windows(const fb_instruction* i, Py_ssize_t start, Py_ssize
         Py_ssize_t at_once = max(FB_BLOCK // kernel_w, <Py_ssize_t>1)    # rows of windows in a block of the sum
         Py_ssize_t jumps[2 * FB_BLOCK]
         Py_ssize_t unit, group, done, last, c, j, at, place, column, run
+        bint packs = is_broken(i, i.shape[to + 1], back)
         taps th, tw, ahead
         char* y
         const char* x
         const char* w
         fb_tile t
-    t.jumps = jumps
     t.a_row = w_row
     t.c_row = high * wide * n * size
     for unit in range(start, stop):
@@ -221,6 +297,7 @@ cdef inline void run_windows(const fb_instruction* i, Py_ssize_t start, Py_ssize
         done = 0
         while done == 0 or done < depth * kernel_h:
             last = min(done + at_once, depth * kernel_h)
+            t.jumps = jumps
             t.pieces = 0
             for c in range(done // kernel_h, (last + kernel_h - 1) // kernel_h):
                 for j in range(th.count):
@@ -230,6 +307,11 @@ cdef inline void run_windows(const fb_instruction* i, Py_ssize_t start, Py_ssize
                         jumps[2 * t.pieces] = c * w_depth + place * kernel_w * size
                         jumps[2 * t.pieces + 1] = at * n * size
                         t.pieces += 1
+            if packs:
+                t.a = w
+                run_packed(i, &t, jumps, rows, y, x, wide, back, done > 0)
+                done = last
+                continue
             column = 0
             ahead = taps_of(i, 1, 0, back)
             while column < wide:
@@ -269,19 +351,23 @@ cdef inline void convolve_input(const fb_instruction* i, Py_ssize_t start, Py_ss
 
 
 cdef enum:
-    LONGEST = 1024    # vectors that one chain of a weight's gradient adds up
+    LONGEST = 1024    # vectors of full rows that one chain of a weight's gradient adds up
 
 cdef inline void dot_columns(const fb_instruction* i, Py_ssize_t o, Py_ssize_t rows, Py_ssize_t k, Py_ssize_t j,
-                             Py_ssize_t first, Py_ssize_t count, bint whole) noexcept nogil:
-    """dw[o .. o + rows, c, k, j] for entries first .. first + count of the list of c, or (whole) of (c, j)."""
+                             Py_ssize_t first, Py_ssize_t count, bint whole, Py_ssize_t top,
+                             Py_ssize_t bottom) noexcept nogil:
+    """What rows top .. bottom of dy add to dw[o .. o + rows, c, k, j], the first of them (top = 0) to nothing.
+
+    Of entries first .. first + count of the list of c, or (whole) of (c, j).
+    """
     cdef:
-        Py_ssize_t size = sizeof(real), n = i.shape[BATCH] * size, wide = i.shape[SOURCE_H + 1] * n, stop, r, e, c
-        Py_ssize_t kernel_w = i.shape[KERNEL_H + 1], inside = i.shape[KERNEL_H] * kernel_w, steps, high, place, done = 0
+        Py_ssize_t size = sizeof(real), n = i.shape[BATCH] * size, wide = i.shape[SOURCE_H + 1] * n, r, e, c
+        Py_ssize_t kernel_w = i.shape[KERNEL_H + 1], inside = i.shape[KERNEL_H] * kernel_w, place, skipped
         taps th = reach_of(i, 0, k), tw = reach_of(i, 1, j)
         const char* x
+        real* to
         const char* b[FB_DOT_COLUMNS]
         real sum[FB_DOT_ROWS * FB_DOT_COLUMNS + LANES]
-        real part[FB_DOT_ROWS * FB_DOT_COLUMNS + LANES]
         fb_dots d
     x = i.p[2] + o // i.shape[OUTS] * i.shape[INS] * i.shape[SOURCE_H] * wide
     d.b = b
@@ -295,27 +381,29 @@ cdef inline void dot_columns(const fb_instruction* i, Py_ssize_t o, Py_ssize_t r
     if tw.move == 1:    # the pixels of a row lie side by side in both maps
         d.n *= tw.count
         d.wide = 1
-    steps = d.wide * ((d.n + LANES - 1) // LANES)
-    high = max(LONGEST // max(steps, <Py_ssize_t>1), <Py_ssize_t>1)
-    for e in range(rows * count):
-        sum[e] = 0
-    stop = th.count if tw.count > 0 else 0
-    while done < stop:
-        d.high = min(high, stop - done)
-        d.a = i.p[1] + o * d.a_row + ((th.first + done) * i.shape[MAP_H + 1] + tw.first) * n
-        for e in range(count):
-            c = (first + e) // kernel_w if whole else first + e
-            place = tw.start + (first + e) % kernel_w * geometry_of(i)[DILATION + 1] if whole else tw.start
-            b[e] = x + (c * i.shape[SOURCE_H] + th.start + done * th.move) * wide + place * n
-        dots_of(sum, rows, count)(&d, part)
-        for e in range(rows * count):
-            sum[e] = part[e] if done == 0 else sum[e] + part[e]
-        done += d.high
+    skipped = max(top - th.first, <Py_ssize_t>0)
+    d.high = max(min(bottom, th.first + th.count) - th.first - skipped, <Py_ssize_t>0) if tw.count > 0 else 0
+    d.a = i.p[1] + o * d.a_row + ((th.first + skipped) * i.shape[MAP_H + 1] + tw.first) * n
+    for e in range(count):
+        c = (first + e) // kernel_w if whole else first + e
+        place = tw.start + (first + e) % kernel_w * geometry_of(i)[DILATION + 1] if whole else tw.start
+        b[e] = x + (c * i.shape[SOURCE_H] + th.start + skipped * th.move) * wide + place * n
+    dots_of(sum, rows, count)(&d, sum)
     for e in range(count):
         c = (first + e) // kernel_w if whole else first + e
         place = k * kernel_w + ((first + e) % kernel_w if whole else j)
         for r in range(rows):
-            (<real*>i.p[0])[((o + r) * i.shape[INS] + c) * inside + place] = sum[e * rows + r]
+            to = <real*>i.p[0] + ((o + r) * i.shape[INS] + c) * inside + place
+            to[0] = sum[e * rows + r] if top == 0 else to[0] + sum[e * rows + r]
+
+
+cdef inline Py_ssize_t rows_at_once(const fb_instruction* i) noexcept nogil:
+    """How many rows of dy are added up in one go: chains stay short, and what is read of x in the L2 cache."""
+    cdef:
+        Py_ssize_t n = i.shape[BATCH], lanes = LANES
+        Py_ssize_t steps = (i.shape[MAP_H + 1] * n + lanes - 1) // lanes
+        Py_ssize_t row = i.shape[INS] * i.shape[SOURCE_H + 1] * n * sizeof(real) * geometry_of(i)[STRIDE]
+    return max(min(LONGEST // steps, FB_NEAR // row), <Py_ssize_t>1)
 
 
 cdef inline void convolve_weight(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
@@ -326,25 +414,29 @@ cdef inline void convolve_weight(const fb_instruction* i, Py_ssize_t start, Py_s
     cdef:
         Py_ssize_t kernel_h = i.shape[KERNEL_H], kernel_w = i.shape[KERNEL_H + 1], blocks = (i.shape[OUTS] + 3) // 4
         Py_ssize_t unit, first, o, end, j, lists, length, e, left, rows, columns, high
+        Py_ssize_t top = 0, bottom, some = rows_at_once(i)
         bint whole = reach_of(i, 1, 0).count == i.shape[MAP_H + 1] == reach_of(i, 1, kernel_w - 1).count
     lists = 1 if whole else kernel_w    # of columns that have the same pixels inside the map
     length = i.shape[INS] * (kernel_w if whole else 1)
-    for unit in range(start, stop):
-        first = unit // kernel_h // blocks * i.shape[OUTS]
-        o = first + unit // kernel_h % blocks * 4
-        end = min(o + 4, first + i.shape[OUTS])
-        for j in range(lists):
-            e = 0
-            while e < length:
-                left = length - e
-                columns = 5 if left == 5 or left == 8 or left > 9 else 3 if left >= 3 else 1
-                rows = 0
-                while o + rows < end:
-                    left = end - o - rows
-                    high = FB_DOT_ROWS if left >= FB_DOT_ROWS else 2 if left >= 2 else 1
-                    dot_columns(i, o + rows, high, unit % kernel_h, j, e, columns, whole)
-                    rows += high
-                e += columns
+    while top < i.shape[MAP_H]:
+        bottom = min(top + some, i.shape[MAP_H])
+        for unit in range(start, stop):
+            first = unit // kernel_h // blocks * i.shape[OUTS]
+            o = first + unit // kernel_h % blocks * 4
+            end = min(o + 4, first + i.shape[OUTS])
+            for j in range(lists):
+                e = 0
+                while e < length:
+                    left = length - e
+                    columns = 5 if left == 5 or left == 8 or left > 9 else 3 if left >= 3 else 1
+                    rows = 0
+                    while o + rows < end:
+                        left = end - o - rows
+                        high = FB_DOT_ROWS if left >= FB_DOT_ROWS else 2 if left >= 2 else 1
+                        dot_columns(i, o + rows, high, unit % kernel_h, j, e, columns, whole, top, bottom)
+                        rows += high
+                    e += columns
+        top = bottom
 
 
 # --- pooling: of each channel for itself, groups are channels
