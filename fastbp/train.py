@@ -210,11 +210,9 @@ def train_lenet(train, test, epochs, batch_size, lr, hidden, seed, save, files, 
         loss, wrong = evaluate(model, X_test, y_test)
         return {"test_loss": loss, "test_error": wrong}
 
-    def slow_down(record):    # linearly, to lr / epochs in the last
-        opt.lr = lr * (1 - record["epoch"] / epochs)
-
+    slower = optim.lr_scheduler.LambdaLR(opt, lambda epoch: max(1 - epoch / epochs, 1 / epochs))
     history = fb.fit(step, X, y, epochs=epochs, batch_size=batch_size, rng=seed, progress="bar", validation=validate,
-                     callbacks=[table(out, len(X)), slow_down, *files])
+                     callbacks=[table(out, len(X)), callbacks.Schedule(slower), *files])
     save_weights(save, model.state_dict(), out)
     return history["test_error"][-1] if history else None
 

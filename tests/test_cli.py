@@ -161,7 +161,7 @@ def test_lenet_on_a_folder(tmp_path):
     write_mnist(tmp_path, "train", 400)
     result = fastbp("train", "--model", "lenet", "--data", tmp_path, "--epochs", 2, "--log", tmp_path / "log.csv")
     assert result.returncode == 0 and result.stdout.startswith("LeNet-5 on 28 x 28, "), result.stderr
-    assert (tmp_path / "log.csv").read_text().startswith("epoch,loss,error,test_loss,test_error,seconds\n1,")
+    assert (tmp_path / "log.csv").read_text().startswith("epoch,loss,error,test_loss,test_error,seconds,lr\n1,")
     (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(
         struct.pack(">4B3i", 0, 0, 8, 3, 400, 20, 10) + bytes(80_000)))
     result = fastbp("train", "--model", "lenet", "--data", tmp_path)
