@@ -16,7 +16,7 @@ from fastbp.data.batching import DataLoader
 from fastbp.differentiate import tree_map
 from fastbp.errors import StagingError, error
 from fastbp.gates.arithmetic import add
-from fastbp.gates.shape import copy
+from fastbp.gates.shape import copy, memory_order
 from fastbp.planner import plan
 from fastbp.planner.listing import Listing
 from fastbp.recording import Recording
@@ -201,7 +201,7 @@ def _replay(recording, fn, recorded, arena, keep_grads, why):
         leaf_grads=[(leaf, n) for leaf, n in number.items() if id(leaf) not in by_id],
         argument_grads=[(by_id[id(leaf)], n, id(leaf) in recording.accumulates)
                         for leaf, n in number.items() if id(leaf) in by_id],
-        entry_grads=[(leaf, program.slot_of(g)) for leaf, g in recording.entry_grads],
+        entry_grads=[(leaf, program.slot_of(g._root), memory_order(g)) for leaf, g in recording.entry_grads],
         grad_guards=recording.grad_guards, guards=recording.guards,
         watched=recording.watched, captured=made.captured(),
         written=list(recording.written.values()), end=_END, add=_accumulate)

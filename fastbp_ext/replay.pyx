@@ -335,8 +335,9 @@ cdef class Replay:
     tensor for the checked values, its slot, the check, whether some are ignored). leaf_grads:
     (leaf, number of the result or -1); argument_grads: (number of the input, number of the
     result or -1, whether it is added to what is there). entry_grads: (leaf, slot of its
-    gradient before). grad_guards: (leaf, whether it had a gradient). guards: (what, call, what
-    it returned). watched: (array, a copy of it). captured: tensors of others; written: those that stages change.
+    gradient before, the order of its dimensions in memory). grad_guards: (leaf, whether it had a
+    gradient). guards: (what, call, what it returned). watched: (array, a copy of it). captured:
+    tensors of others; written: those that stages change.
     """
     cdef readonly Program program
     cdef readonly tuple args
@@ -398,7 +399,7 @@ cdef class Replay:
         self.captured, self.written = captured, written
         self.addresses = [t._address for t in captured]
         self.needs = [t.requires_grad for t in captured]
-        self.leaves = [leaf for leaf, _ in (*leaf_grads, *entry_grads)]
+        self.leaves = [leaf for leaf, *_ in (*leaf_grads, *entry_grads)]
         self.leaf_ids = {id(t) for t in (*captured, *written, *self.leaves)}
         self.grad_mode, self.precision, self.flushing = grad_enabled(), precision, flush
         self.seen = program.long_run or program.calls
@@ -613,8 +614,8 @@ cdef class Replay:
             if given.slot >= 0:
                 self.program.place(given.slot, given.data)
             given += 1
-        for leaf, slot in self.entry_grads:
-            g = as_input((<Tensor> leaf).gradient)
+        for leaf, slot, order in self.entry_grads:
+            g = as_input(turned((<Tensor> leaf).gradient, order))
             for _n in range(self.write_count):
                 if g.data < self.writes[_n].memory.high and self.writes[_n].memory.low < memory_of(g).high:
                     raise refusal(
@@ -886,6 +887,14 @@ cdef inline double number_of(PyObject* scalar) noexcept nogil:
 cdef convert(Tensor x, tuple check, out):
     size, gate, what, wrap, ignored, fill = check
     return as_index(x, size, gate, what, wrap, ignored, fill, out)
+
+
+cdef Tensor turned(Tensor x, list order):
+    """x with its dimensions in an order."""
+    if order == sorted(order):
+        return x
+    shape, strides = x.shape, x.strides
+    return view_of(x, [shape[d] for d in order], [strides[d] for d in order], x._offset)
 
 
 cdef Tensor rows_of(Tensor x, Tensor source):

@@ -1,6 +1,7 @@
 """Convolution and pooling: bits, memory, PyTorch's numbers, errors. The gates' own cases stand in cases.py."""
 import numpy as np
 import pytest
+from cases import pair, windows
 from test_gates import direction_check, same_bits, tensors
 from test_threads import in_threads
 
@@ -153,6 +154,35 @@ def test_the_gradient_of_a_pools_gradient():
 
     direction_check(lambda arrays: f(*tensors(arrays)).item(),
                     lambda arrays: [fb.grad(f)(*arrays).numpy()], xs, rng)
+
+
+def test_of_several_largest_the_first_is_picked():
+    rng = np.random.default_rng(1)
+    _, _, window = _pool("", fb.ones(2, 3, 7, 7), INTERNAL["max_pool"], 3, 2, 1, 1, False)
+    x, y = fb.ones(window.source), fb.ones(window.map)
+    dy, g = rng.standard_normal(window.map), rng.standard_normal(window.source)
+    x, y, dy, g = tensors([a.astype(np.float32) for a in (x.numpy(), y.numpy(), dy, g)])
+    picked = INTERNAL["max_pool_pick"](g, x, y, window)
+    np.testing.assert_array_equal(picked.numpy()[:, 1:, 1:], g.numpy()[:, 1::2, 1::2][:, :3, :3])
+    # The two are each other's transpose: <dy, pick(g)> = <input(dy), g>.
+    dx = INTERNAL["max_pool_input"](dy, x, y, window)
+    assert (dy * picked).sum().item() == pytest.approx((dx * g).sum().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape, options", [((70, 40, 5, 40), {}), ((70, 40, 5, 40), {"padding": 1}),
+                                            ((1, 2, 3, 20000), {}), ((1, 90, 6, 800), {"stride": (2, 1)})])
+def test_the_gradient_of_the_weights_goes_block_by_block_of_rows(dtype, shape, options):
+    """So many numbers in a row that few rows are added up at once; a block sums what is inside the map."""
+    x, w = images(*shape, dtype=dtype), fb.tensor(images(2, shape[1], 3, 3, dtype=dtype, seed=1), requires_grad=True)
+    y = F.conv2d(x, w, **options)
+    dy = images(*y.shape, dtype=dtype, seed=2)
+    y.backward(dy)
+    stride, padding = pair(options.get("stride", 1)), pair(options.get("padding", 0))
+    seen = windows(x.astype(float), (3, 3), stride, padding, (1, 1), 0.0, y.shape[2:])
+    expected = np.einsum("nohw,nchwkl->ockl", dy.astype(float), seen, optimize=True)
+    np.testing.assert_allclose(w.grad.numpy(), expected, rtol=0,
+                               atol=(1e-6 if dtype == np.float32 else 1e-14) * dy[:, 0].size**0.5 * 3)
 
 
 # --- edges

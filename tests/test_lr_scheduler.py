@@ -178,6 +178,29 @@ def test_closed_forms(name, expected):
         scheduler.step()
 
 
+def test_a_sequence_begins_each_part_at_its_own_epoch_0():
+    opt = groups(optim.SGD)
+    parts = [LinearLR(opt, 0.1, total_iters=5), CosineAnnealingLR(opt, 20), ExponentialLR(opt, 0.9)]
+    scheduler = SequentialLR(opt, parts, [5, 15])
+    for epoch in range(30):
+        factor = (0.1 + 0.9 * epoch / 5 if epoch < 5 else (1 + math.cos(math.pi * (epoch - 5) / 20)) / 2 if epoch < 15
+                  else 0.9 ** (epoch - 15))
+        np.testing.assert_allclose(rates(opt), [0.1 * factor, 0.03 * factor], rtol=1e-9)
+        assert scheduler.last_epoch == epoch
+        scheduler.step()
+
+
+def test_updates_go_by_the_rate_of_now():
+    w = fb.tensor([1.0], dtype="float64", requires_grad=True)
+    opt = optim.SGD([w], lr=0.5)
+    scheduler = ExponentialLR(opt, 0.5)
+    for expected in (0.5, 0.25, 0.125):
+        w.grad = fb.ones(1, dtype="float64")
+        opt.step()
+        scheduler.step()
+        assert w.item() == expected
+
+
 @pytest.mark.parametrize("kind, momentum", [
     (optim.SGD, lambda group: group["momentum"]), (optim.Adam, lambda group: group["betas"][0])])
 def test_one_cycle_goes_up_and_down_and_the_momentum_the_other_way(kind, momentum):
@@ -326,7 +349,7 @@ def test_a_run_resumed_by_its_last_epoch():
     for _ in range(5):
         scheduler.step()
     other = groups(optim.SGD)
-    with pytest.raises(KeyError, match="initial_lr"):
+    with pytest.raises(ValueError, match="initial_lr"):
         ExponentialLR(other, 0.9, last_epoch=4)
     other.load_state_dict(opt.state_dict())
     again = ExponentialLR(other, 0.9, last_epoch=4)
@@ -360,11 +383,13 @@ def test_a_state_that_does_not_fit_changes_nothing(change):
     sequence.step()
     before = sequence.state_dict()
     state = sequence.state_dict()
+    state["_schedulers"][0]["last_epoch"] = 99
     change(state["_schedulers"][1])
     with pytest.raises(ValueError, match="does not fit this ExponentialLR"):
         sequence.load_state_dict(state)
-    with pytest.raises(ValueError, match="does not fit this SequentialLR"):
-        sequence.load_state_dict({**before, "_schedulers": before["_schedulers"][:1]})
+    for less in ({**before, "_schedulers": before["_schedulers"][:1]}, {"last_epoch": 1}):
+        with pytest.raises(ValueError, match="does not fit this SequentialLR"):
+            sequence.load_state_dict(less)
     with pytest.raises(ValueError, match="does not fit this StepLR"):
         inner[0].load_state_dict(inner[1].state_dict())
     assert sequence.state_dict() == before
@@ -407,6 +432,10 @@ def test_a_rate_that_can_not_be_changes_nothing():
 def test_groups_that_came_later():
     opt = groups(optim.SGD)
     chained, fixed = StepLR(opt, 1, 0.5), LambdaLR(opt, lambda epoch: 1)
+    cycle = OneCycleLR(groups(optim.SGD), 0.3, total_steps=3)
+    cycle.optimizer.add_param_group({"params": [fb.ones(1, requires_grad=True)]})
+    with pytest.raises(ValueError, match="other groups"):
+        cycle.step()
     plateaus = ReduceLROnPlateau(opt, patience=0), ReduceLROnPlateau(opt, patience=0, min_lr=[0.0, 0.0])
     opt.add_param_group({"params": [fb.ones(1, requires_grad=True)], "lr": 0.5})
     chained.step()

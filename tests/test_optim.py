@@ -227,6 +227,38 @@ def test_groups_have_their_own_options():
     assert [g["lr"] for g in opt.param_groups] == [0.125] * 3
 
 
+@pytest.mark.parametrize("kind", [optim.Adam, optim.NAdam, optim.RAdam, optim.RMSprop, optim.Adagrad])
+def test_a_group_is_updated_as_by_an_optimizer_of_its_own(kind):
+    """Parameters that agree in all options share what a clock computes; these differ in one, or in their steps."""
+    changes = [{}, {"lr": 0.5}, {"weight_decay": 0.1}, {"eps": 0.5}] + [
+        {name: value} for name, value in (("betas", (0.5, 0.999)), ("betas", (0.9, 0.5)), ("momentum_decay", 0.5),
+                                          ("decoupled_weight_decay", True), ("alpha", 0.5), ("lr_decay", 0.5))
+        if name in kind([one()]).defaults]
+    together, alone = ([one() for _ in (*changes, {})] for _ in range(2))
+    opt = kind([{"params": [p], **change} for p, change in zip(together, (*changes, {}), strict=True)], lr=0.1)
+    opts = [kind([p], **{"lr": 0.1, **change}) for p, change in zip(alone, (*changes, {}), strict=True)]
+    for n in range(12):
+        for each in (together, alone):
+            each[-1].grad = None if n == 3 else each[0].grad    # a step behind the first group
+        opt.step()
+        for single in opts:
+            single.step()
+        assert [p.item() for p in together] == [p.item() for p in alone]
+    assert len({p.item() for p in together}) >= len(changes) - 1
+
+
+@pytest.mark.parametrize("kind", [optim.SGD, optim.Adam, optim.AdamW, optim.NAdam, optim.RAdam, optim.RMSprop,
+                                  optim.Adagrad])
+def test_maximize_goes_up(kind):
+    p, q = one(3.0, 2.0), one(3.0, -2.0)
+    up, down = kind([p], lr=0.1, weight_decay=0.1, maximize=True), kind([q], lr=0.1, weight_decay=0.1)
+    for _ in range(3):
+        up.step()
+        down.step()
+        assert p.item() == q.item()
+    assert p.item() > 3 and p.grad.item() == 2
+
+
 def test_skips_what_has_no_gradient_and_counts_steps_by_parameter():
     a, b = one(), one()
     b.grad = None
@@ -334,6 +366,77 @@ def test_groups_in_a_staged_step(name, dtype, threads):
 
 def same_bits(a, b):
     return a.numpy().tobytes() == b.numpy().tobytes()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("wide", [20, 300])
+def test_gradients_of_several_batches_add_up(wide, dtype):
+    """By steps that go back only and one that updates, within one step, gate by gate; as the whole batch does."""
+    x, y = np.random.default_rng(0).normal(size=(200, 64)).astype(dtype), np.arange(200) % 10
+    parts = [slice(50 * k, 50 * k + 50) for k in range(4)]
+
+    def made():
+        model = nn.Sequential(nn.Linear(64, wide, rng=0), nn.Tanh(), nn.Linear(wide, 10, rng=1)).to(dtype)
+        opt = optim.Adam(model.parameters(), lr=0.01, eps=1e-3)
+
+        def back(x, y):
+            loss = nn.functional.cross_entropy(model(x), y) / 4
+            loss.backward()
+            return loss
+
+        def update():
+            nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+            opt.step()
+            opt.zero_grad()
+
+        def all_parts(x, y):
+            opt.zero_grad()
+            loss = sum(back(x[part], y[part]) for part in parts)
+            update()
+            return loss
+
+        def whole(x, y):
+            loss = 4 * back(x, y)
+            for p in model.parameters():
+                p.grad = p.grad * 4
+            update()
+            return loss
+
+        return model, back, update, all_parts, whole
+
+    (a, back, update, *_), (b, eager_back, eager_update, *_), (c, _, _, all_parts, _), (d, *_, whole) = (
+        made() for _ in range(4))
+    back, update, all_parts, whole = map(fb.staged, (back, update, all_parts, whole))
+    for _ in range(6):
+        losses = [(back(x[part], y[part]), eager_back(fb.tensor(x[part]), y[part])) for part in parts]
+        for p, q in zip(a.parameters(), b.parameters(), strict=True):
+            assert same_bits(p.grad, q.grad)
+        update()
+        eager_update()
+        assert all(same_bits(*pair) for pair in losses)
+        assert same_bits(sum(loss for loss, _ in losses), all_parts(x, y))
+        whole(x, y)
+    assert (back.recordings, update.recordings, all_parts.recordings) == (2, 1, 1)    # the first one finds no gradient
+    for p, q, r, s in zip(a.parameters(), b.parameters(), c.parameters(), d.parameters(), strict=True):
+        assert same_bits(p, q) and same_bits(p, r) and p.grad is q.grad is None
+        np.testing.assert_allclose(p.numpy(), s.numpy(), rtol=0, atol=1e-5 if dtype == "float32" else 1e-13)
+
+
+def test_a_gradient_that_lies_in_another_order_than_at_the_recording():
+    """A program reads a gradient as the first call's lay; another is copied."""
+    layer = nn.Linear(40, 30, rng=0)
+    opt = optim.SGD(layer.parameters(), lr=1.0)
+    update = fb.staged(opt.step)
+    w, b = layer.parameters()
+    g = np.random.default_rng(0).normal(size=(30, 40)).astype(np.float32)
+    b.grad = fb.zeros(30)
+    for k in range(3):
+        wanted = w.numpy() - g
+        w.grad = fb.tensor(g.T.copy()).T.detach() if k != 1 else fb.tensor(g)
+        b.grad = fb.zeros(30)
+        update()
+        assert (w.numpy() == wanted).all()
+    assert update.recordings == 1
 
 
 def test_what_decides_about_stages_is_recorded_anew():
@@ -550,13 +653,19 @@ def test_state_dict_layout():
     assert saved["state"][0]["step"].item() == 1      # copies
 
 
-def test_loading_a_fresh_state_starts_afresh():
-    layer = nn.Linear(3, 2, rng=0)
-    opt = optim.Adam(layer.parameters())
-    fresh = opt.state_dict()
-    run(layer.to("float64"), opt, 3)
-    opt.load_state_dict(fresh)
-    assert all(x.numpy().max() == 0 for s in opt.state.values() for x in s.values())
+@pytest.mark.parametrize("kind", KINDS)
+def test_loading_a_fresh_state_starts_afresh(kind):
+    layer, other = (nn.Linear(3, 2, rng=0).to("float64") for _ in range(2))
+    opt, fresh = KINDS[kind](layer.parameters()), KINDS[kind](other.parameters())
+    start = layer.state_dict(), opt.state_dict()
+    assert start[1]["state"] == {}
+    run(layer, opt, 3)
+    layer.load_state_dict(start[0])
+    opt.load_state_dict(start[1])
+    run(layer, opt, 3)
+    run(other, fresh, 3)
+    for p, q in zip(layer.parameters(), other.parameters(), strict=True):
+        assert same_bits(p, q)
 
 
 def refusals(saved):

@@ -40,7 +40,7 @@ AVERAGES = {
     "swa-multi": lambda: dict(multi_avg_fn=get_swa_multi_avg_fn()),
     "ema": lambda: dict(multi_avg_fn=get_ema_multi_avg_fn(0.9)), "ema-avg": lambda: dict(avg_fn=get_ema_avg_fn(0.9)),
     "ema-buffers": lambda: dict(multi_avg_fn=get_ema_multi_avg_fn(0.75), use_buffers=True),
-    "own": lambda: dict(avg_fn=lambda a, p, n: a + (p - a) / (n + 1)),
+    "own": lambda: dict(avg_fn=lambda a, p, n: a + (p - a) / (n + 2)),
     "own-in-place": lambda: dict(multi_avg_fn=in_place, use_buffers=True),
 }
 
@@ -68,8 +68,9 @@ def batch(dtype="float32"):
     return np.random.default_rng(0).normal(size=(200, 64)).astype(dtype), np.arange(200) % 10
 
 
+# Of the next, behind n; others 1 / (n + 1).
 WEIGHTS = {"ema": lambda n: 0.1, "ema-avg": lambda n: 0.1, "ema-buffers": lambda n: 0.25,
-           "own-in-place": lambda n: 1 / (n + 2)}    # of the next, behind n; others 1 / (n + 1)
+           "own": lambda n: 1 / (n + 2), "own-in-place": lambda n: 1 / (n + 2)}
 
 
 @pytest.mark.parametrize("average", AVERAGES)

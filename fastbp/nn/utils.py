@@ -10,13 +10,11 @@ import numbers
 import numpy as np
 
 from fastbp.errors import error
-from fastbp.gates import GATES
+from fastbp.gates.arithmetic import add, clip, maximum, sqrt, square
 from fastbp.gates.shape import memory_order
 from fastbp_ext.tensor import Tensor, get_recorder, no_grad, tensor
 
 __all__ = ["clip_grad_norm_", "clip_grad_value_", "clip_grads_with_norm_", "get_total_norm"]
-
-_clip, _maximum, _sqrt, _square = (GATES[name] for name in ("clip", "maximum", "sqrt", "square"))
 
 
 @no_grad()
@@ -34,11 +32,11 @@ def get_total_norm(tensors, norm_type=2.0, error_if_nonfinite=False):
     if not tensors:
         return tensor(0.0)
     if norm_type == math.inf:
-        total = functools.reduce(_maximum, [abs(x).max() for x in tensors])
+        total = functools.reduce(maximum, [abs(x).max() for x in tensors])
     elif norm_type == 2:
-        total = _sqrt(functools.reduce(lambda a, b: a + b, [_square(x).sum() for x in tensors]))
+        total = sqrt(functools.reduce(add, [square(x).sum() for x in tensors]))
     else:
-        total = functools.reduce(lambda a, b: a + b, [(abs(x) ** norm_type).sum() for x in tensors])
+        total = functools.reduce(add, [(abs(x) ** norm_type).sum() for x in tensors])
         total = total if norm_type == 1 else total ** (1 / norm_type)
     if error_if_nonfinite:
         if get_recorder() is None:
@@ -76,11 +74,11 @@ def clip_grad_value_(parameters, clip_value):
     ValueError: clip_value is negative or NaN.
     """
     clip_value = _bound("clip_grad_value_", "clip_value", clip_value)
-    _change(_with_gradients(parameters), lambda g: _clip(g, -clip_value, clip_value))
+    _change(_with_gradients(parameters), lambda g: clip(g, -clip_value, clip_value))
 
 
 def _clip_with(parameters, max_norm, total_norm):
-    scale = _clip(max_norm / (total_norm + 1e-6), None, 1.0)
+    scale = clip(max_norm / (total_norm + 1e-6), None, 1.0)
     _change(parameters, lambda g: g * scale)
 
 

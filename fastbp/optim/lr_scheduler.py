@@ -61,7 +61,7 @@ class LRScheduler:
     """What schedules share. Subclasses define `get_lr`: the rate of each group for `last_epoch`, a count of steps.
 
     last_epoch: -1, or the steps that were made before; the groups have an `initial_lr` then. TypeError: no
-    optimizer. KeyError: last_epoch without `initial_lr`. StagingError: made, or `step` called, inside a staged
+    optimizer. ValueError: last_epoch without `initial_lr`. StagingError: made, or `step` called, inside a staged
     function.
     """
     _apart = ("optimizer",)    # what a state dict does not have as it is
@@ -73,7 +73,7 @@ class LRScheduler:
             if last_epoch == -1:
                 group.setdefault("initial_lr", group["lr"])
             elif "initial_lr" not in group:
-                raise error(KeyError, f"{type(self).__name__}: last_epoch needs the rates at the start",
+                raise error(ValueError, f"{type(self).__name__}: last_epoch needs the rates at the start",
                             got="a group without initial_lr", expected="groups of a state dict that was saved then",
                             fix="load the optimizer's state first, or leave last_epoch out and load the scheduler's")
         self.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
@@ -123,14 +123,18 @@ class LRScheduler:
 
     def _set(self):
         """Set the rates for last_epoch."""
-        rates, groups = self.get_lr(), self.optimizer.param_groups
-        if len(rates) != len(groups):
-            raise error(ValueError, f"{type(self).__name__}: the optimizer has other groups than it had",
-                        got=f"{len(groups)} groups, rates for {len(rates)}", expected="one rate for each",
-                        fix="make the scheduler after add_param_group")
-        for group, lr in zip(groups, rates, strict=True):
+        rates = self.get_lr()
+        self._check_groups(len(rates))
+        for group, lr in zip(self.optimizer.param_groups, rates, strict=True):
             if lr != group["lr"]:
                 group.set_lr(lr)
+
+    def _check_groups(self, count):
+        groups = len(self.optimizer.param_groups)
+        if count != groups:
+            raise error(ValueError, f"{type(self).__name__}: the optimizer has other groups than it had",
+                        got=f"{groups} groups, {count} known", expected="a rate for each",
+                        fix="make the scheduler after add_param_group")
 
     def _rates(self):
         return [group["lr"] for group in self.optimizer.param_groups]
@@ -141,7 +145,7 @@ class LRScheduler:
 
     def _restart(self):
         """To epoch 0, from the rates of the start."""
-        for group, lr in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
+        for group, lr in zip(self.optimizer.param_groups, self.base_lrs, strict=False):
             group["lr"] = lr
         self._advance(0, initial=True)
 
@@ -163,7 +167,7 @@ class LRScheduler:
         missing = sorted(name for name in own - state_dict.keys() if not name.startswith("_"))
         unexpected = sorted(name for name in state_dict.keys() - own if not name.startswith("_"))
         sizes = [name for name in ("base_lrs", "min_lrs", "lr_lambdas", "_schedulers")
-                 if name in own & state_dict.keys() and len(state_dict[name]) != len(vars(self)[name])]
+                 if name in own and len(state_dict.get(name, ())) != len(vars(self)[name])]
         if missing or unexpected or sizes:
             raise error(ValueError, f"load_state_dict: the state does not fit this {type(self).__name__}",
                         got=f"missing {missing}, unexpected {unexpected}, of another length {sizes}",
@@ -287,7 +291,7 @@ class CosineAnnealingLR(LRScheduler):
         t, low = math.pi / self.T_max, self.eta_min
         if (self.last_epoch - 1 - self.T_max) % (2 * self.T_max) == 0:    # the rate before is eta_min
             return [group["lr"] + (lr - low) * (1 - math.cos(t)) / 2
-                    for lr, group in zip(self.base_lrs, self.optimizer.param_groups, strict=True)]
+                    for lr, group in zip(self.base_lrs, self.optimizer.param_groups, strict=False)]
         ratio = ((1 + math.cos(math.pi * self.last_epoch / self.T_max))
                  / (1 + math.cos(math.pi * (self.last_epoch - 1) / self.T_max)))
         return [ratio * (group["lr"] - low) + low for group in self.optimizer.param_groups]
@@ -406,6 +410,7 @@ class OneCycleLR(LRScheduler):
 
     def _set(self):
         phase, done = self._place()
+        self._check_groups(len(self.base_lrs))
         for group in self.optimizer.param_groups:
             group.set_lr(self._lr(group, phase, done))
             if self.cycle_momentum:
@@ -480,7 +485,7 @@ class SequentialLR(LRScheduler):
 
     def _check_state(self, state_dict):
         super()._check_state(state_dict)
-        for scheduler, state in zip(self._schedulers, state_dict.get("_schedulers", ()), strict=True):
+        for scheduler, state in zip(self._schedulers, state_dict["_schedulers"], strict=True):
             scheduler._check_state(state)
 
     def load_state_dict(self, state_dict):

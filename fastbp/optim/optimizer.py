@@ -99,6 +99,9 @@ class _Group(dict):
         return self
 
 
+_negative = no_grad()(neg)
+
+
 def _refuse_while_recording():
     if get_recorder() is not None:
         raise error(StagingError, "optimizer: an option is set inside a staged function, or an optimizer made",
@@ -110,9 +113,12 @@ class Optimizer:
     """What all optimizers share: groups of parameters with their options, and their state.
 
     params: tensors that are leaves and require a gradient, or dicts {"params": tensors, option:
-    value, ...}, one for each group. ValueError: no parameters, one that comes twice, is no leaf,
-    requires no gradient or can't be written; an option that is NaN, negative or no number,
-    wherever it is set. TypeError: something else than tensors.
+    value, ...}, one for each group. Gradients of several backwards add up until `zero_grad()`: in
+    one staged step, or in steps that end with `backward`, before one that updates.
+
+    ValueError: no parameters, one that comes twice, is no leaf, requires no gradient or can't be
+    written; an option that is NaN, negative or no number, wherever it is set. TypeError: something
+    else than tensors.
     """
     _fixed = {}      # PyTorch's options that have one value here
     _length = 0      # of h
@@ -162,8 +168,9 @@ class Optimizer:
     def _kernel(cls, group):
         """The update kernel, and the names of the states that it takes behind the parameter, by the group's options.
 
-        None: there is none, and the class defines step().
+        None: there is no kernel, and the class defines step().
         """
+        return None, ()
 
     def _begin(self, name, group):
         """What a state is before the first step."""
@@ -173,6 +180,8 @@ class Optimizer:
         """(kernel, states, h) of p's update; states that it lacks are made."""
         kernel, names = self._kernel(group)
         h = self._vectors[p][0]
+        if not names:
+            return kernel, (p,), h
         state = self._state_of(p, group, names)
         for name in names:
             if state[name].dtype != p.dtype:
@@ -183,11 +192,10 @@ class Optimizer:
 
     def _state_of(self, p, group, names):
         """p's state; what it lacks is made: numbers, parts of h, and tensors laid out as p."""
-        lacks = [name for name in (*self._counts, *names) if name not in self.state.get(p, ())]
-        if not lacks:
-            return self.state.get(p, {})
         state = self.state[p]
-        for name in lacks:
+        for name in names if state else (*self._counts, *names):
+            if name in state:
+                continue
             if get_recorder() is not None:    # if the recording fails
                 get_recorder().undo.append(lambda name=name: state.pop(name, None))
             state[name] = self._vectors[p][0][self._counts[name]] if name in self._counts else clone(p)
@@ -197,7 +205,7 @@ class Optimizer:
 
     def step(self):
         """Update, in place, each parameter that has a gradient."""
-        if self._kernel(self.param_groups[0]) is None:
+        if self._kernel(self.param_groups[0])[0] is None:
             raise NotImplementedError(f"{type(self).__name__} defines step() or _kernel()")
         recorder = get_recorder()
         if recorder is not None:
@@ -207,9 +215,8 @@ class Optimizer:
                 for p in group["params"] if p.grad is not None]
         if self._clock is not None:
             tick_state(self._clock, [h for (_, _, h), _, _ in work])
-        with no_grad():
-            for (kernel, states, h), gradient, ascends in work:
-                update(kernel, states, neg(gradient) if ascends else gradient, h)
+        for (kernel, states, h), gradient, ascends in work:
+            update(kernel, states, _negative(gradient) if ascends else gradient, h)
 
     def zero_grad(self):
         """Set .grad of all parameters to None."""

@@ -351,7 +351,7 @@ cdef inline void convolve_input(const fb_instruction* i, Py_ssize_t start, Py_ss
 
 
 cdef enum:
-    LONGEST = 1024    # vectors of full rows that one chain of a weight's gradient adds up
+    LONGEST = 1024    # vectors that one chain of a weight's gradient adds up
 
 cdef inline void dot_columns(const fb_instruction* i, Py_ssize_t o, Py_ssize_t rows, Py_ssize_t k, Py_ssize_t j,
                              Py_ssize_t first, Py_ssize_t count, bint whole, Py_ssize_t top,
@@ -361,13 +361,14 @@ cdef inline void dot_columns(const fb_instruction* i, Py_ssize_t o, Py_ssize_t r
     Of entries first .. first + count of the list of c, or (whole) of (c, j).
     """
     cdef:
-        Py_ssize_t size = sizeof(real), n = i.shape[BATCH] * size, wide = i.shape[SOURCE_H + 1] * n, r, e, c
+        Py_ssize_t size = sizeof(real), n = i.shape[BATCH] * size, wide = i.shape[SOURCE_H + 1] * n, r, e, c, left
         Py_ssize_t kernel_w = i.shape[KERNEL_H + 1], inside = i.shape[KERNEL_H] * kernel_w, place, skipped
         taps th = reach_of(i, 0, k), tw = reach_of(i, 1, j)
         const char* x
         real* to
         const char* b[FB_DOT_COLUMNS]
-        real sum[FB_DOT_ROWS * FB_DOT_COLUMNS + LANES]
+        real sum[FB_DOT_ROWS * FB_DOT_COLUMNS]
+        real part[FB_DOT_ROWS * FB_DOT_COLUMNS + LANES]    # written in whole vectors
         fb_dots d
     x = i.p[2] + o // i.shape[OUTS] * i.shape[INS] * i.shape[SOURCE_H] * wide
     d.b = b
@@ -388,7 +389,18 @@ cdef inline void dot_columns(const fb_instruction* i, Py_ssize_t o, Py_ssize_t r
         c = (first + e) // kernel_w if whole else first + e
         place = tw.start + (first + e) % kernel_w * geometry_of(i)[DILATION + 1] if whole else tw.start
         b[e] = x + (c * i.shape[SOURCE_H] + th.start + skipped * th.move) * wide + place * n
-    dots_of(sum, rows, count)(&d, sum)
+    for e in range(rows * count):
+        sum[e] = 0
+    left = d.n
+    while left > 0:
+        d.n = min(left, <Py_ssize_t>(LONGEST * LANES))
+        dots_of(sum, rows, count)(&d, part)
+        for e in range(rows * count):
+            sum[e] += part[e]
+        d.a += d.n * size
+        for e in range(count):
+            b[e] += d.n * size
+        left -= d.n
     for e in range(count):
         c = (first + e) // kernel_w if whole else first + e
         place = k * kernel_w + ((first + e) % kernel_w if whole else j)

@@ -288,7 +288,7 @@ cdef inline void tick(const fb_instruction* i, derivation derive) noexcept nogil
 
 
 cdef inline void adam_derive(double* h) noexcept nogil:
-    """step = lr / (1 - b1^t); scale = 1 / sqrt(1 - b2^t); shift = eps; decay w is added, or (decoupled) lr decay w taken."""
+    """step = lr / (1 - b1^t); scale = 1 / sqrt(1 - b2^t); shift = eps; decay w added or lr decay w taken."""
     h[9] = h[0] / (1 - pow(h[2], h[8]))
     h[10] = 1 / sqrt(1 - pow(h[3], h[8]))
     h[11] = h[4]
