@@ -10,10 +10,9 @@ from typing import NamedTuple
 import numpy as np
 
 from fastbp.callbacks import Best, EarlyStopping
-from fastbp.data.batching import checked_batch_size, order, rows
+from fastbp.data.batching import DataLoader, order, rows
 from fastbp.errors import StagingError, error
 from fastbp.nn.module import evaluating
-from fastbp.random import generator
 from fastbp.show.progress import Progress, short
 from fastbp.show.terminal import figure, write_figure
 from fastbp.staged import Staged, at_times, means_by_calls
@@ -108,12 +107,13 @@ class _NotFinite(Exception):
     """The loss is NaN or infinite."""
 
 
-def fit(step, *arrays, epochs, batch_size, shuffle=True, rng=None, validation=None, callbacks=(), metrics=None,
+def fit(step, *arrays, epochs, batch_size=None, shuffle=True, rng=None, validation=None, callbacks=(), metrics=None,
         model=None, initial_epoch=0, progress=True):
     """Train for `epochs` passes over the rows of `arrays`, in batches; returns a `History`.
 
     As `for epoch in range(epochs): step.epoch(*arrays, batch_size=batch_size, shuffle=True, rng=rng)`, with the same
-    bits; an int as `rng` seeds one generator for all epochs.
+    bits; an int as `rng` seeds one generator for all epochs. One `data.DataLoader` may stand for the arrays,
+    batch_size, shuffle, rng and initial_epoch: training goes on where it is, until `epochs` are done.
 
     step: trains on a batch, and returns its loss or a tuple that begins with it. The scalars behind it are named by
     `metrics`: with `return loss, error`, error being the share of errors in the batch, there is a column "error", as
@@ -137,21 +137,17 @@ def fit(step, *arrays, epochs, batch_size, shuffle=True, rng=None, validation=No
     between two steps; what was reached is whole. ValueError, TypeError: arguments that make no sense, before the
     first step.
     """
-    n, size = rows(arrays), checked_batch_size(batch_size)
     epochs, first = _count("epochs", epochs, 1), _count("initial_epoch", initial_epoch, 0)
     if not callable(step):
         raise error(TypeError, "fit: the step can't be called", got=type(step).__name__,
                     expected="a function, staged or not, that trains on a batch", fix="fb.fit(step, X, y, ...)")
+    loader = _loader(step, arrays, batch_size, shuffle, rng, first)
+    n, first = loader.rows, loader.epoch
     name = functools.partial(_named, metrics)
     callbacks = list(callbacks)
-    calls, validate = _calls(callbacks), _validation(validation, size, name)
-    stream = generator(rng)
-    for _ in range(first if rng is not None and stream is not rng else 0):
-        order(n, shuffle, stream)
-    if _is_staged(step):
-        arrays = [np.ascontiguousarray(a.numpy() if isinstance(a, Tensor) else a) for a in arrays]
+    calls, validate = _calls(callbacks), _validation(validation, loader.batch_size, name)
     began = time.perf_counter()
-    modules, weights = _state(step, model, [a[:size] for a in arrays])
+    modules, weights = _state(step, model, loader)
     recording = time.perf_counter() - began    # a part of the first epoch
     history = History()
     run = Run(history, weights)
@@ -165,7 +161,7 @@ def fit(step, *arrays, epochs, batch_size, shuffle=True, rng=None, validation=No
         for epoch in range(first, epochs):
             began = time.perf_counter()
             try:
-                means = _epoch(step, arrays, size, shuffle, stream, functools.partial(_look, bar, name, epoch))
+                means = _epoch(step, loader, functools.partial(_look, bar, name, epoch))
             except _NotFinite as problem:
                 history.stopped = f"stopped in epoch {epoch + 1}: the loss is {problem}"
                 if weights is not None:
@@ -202,25 +198,42 @@ def _look(bar, name, epoch, done, total, means):
     bar.show(epoch, done, name(means))
 
 
-def _epoch(step, arrays, size, shuffle, rng, progress):
+def _epoch(step, loader, progress=None):
     """The means of one epoch of a staged or plain step."""
     if _is_staged(step):
-        return step.epoch(*arrays, batch_size=size, shuffle=shuffle, rng=rng, progress=progress, means=True)
+        return step.epoch(loader, progress=progress, means=True)
 
     def call(*batch):
         result = step(*batch)
         parts = result if isinstance(result, tuple) else (result,)
         return tuple(from_numpy(np.array(x, np.float64)) if is_number(x) else x for x in parts)
 
-    n = len(arrays[0])
-    return means_by_calls(call, arrays, size, order(n, shuffle, rng), at_times(progress, n, True))
+    chosen, progress = loader.begin(sums=True), at_times(progress, loader.rows, True)
+    return means_by_calls(call, loader.arrays, loader.batch_size, chosen, progress, loader)
+
+
+def _loader(step, arrays, batch_size, shuffle, rng, first):
+    """The DataLoader that fit is given, or one of its arrays and options that has done `first` epochs."""
+    if len(arrays) == 1 and isinstance(arrays[0], DataLoader):
+        if batch_size is not None or rng is not None:
+            raise error(TypeError, "fit: a DataLoader has its own batch_size and rng", got="one, and options",
+                        expected="one alone", fix="fb.fit(step, loader, epochs=10)")
+        return arrays[0]
+    if _is_staged(step):    # else each epoch would copy those that do not lie row by row
+        rows(arrays)
+        arrays = [np.ascontiguousarray(a.numpy() if isinstance(a, Tensor) else a) for a in arrays]
+    loader = DataLoader(*arrays, batch_size=batch_size, shuffle=shuffle, rng=rng)
+    for _ in range(0 if rng is None or isinstance(rng, np.random.Generator) else first):
+        order(loader.rows, shuffle, loader.rng)
+    loader.epoch = first
+    return loader
 
 
 def _is_staged(step):
     return isinstance(step, (Staged, Bound))
 
 
-def _state(step, model, batch):
+def _state(step, model, loader):
     """(modules, weights) of a training: those of the model, else those that the program of a staged step shows.
 
     The weights of a step that shows none are None.
@@ -229,6 +242,7 @@ def _state(step, model, batch):
         return list(model.modules()), [*model.parameters(), *model.buffers()]
     if not _is_staged(step):
         return [], None
+    batch = [(a.numpy() if isinstance(a, Tensor) else np.asarray(a))[:loader.batch_size] for a in loader.arrays]
     staged, before = (step.staged, (step.instance,)) if isinstance(step, Bound) else (step, ())
     try:
         recording = staged.replay_for((*before, *batch), {}).about.recording
@@ -254,9 +268,8 @@ def _validation(given, size, name):
                 return {column: float(x) for column, x in result.items()}
             return name([float(x) for x in (result if isinstance(result, tuple) else (result,))], "val_")
     elif isinstance(given, (tuple, list)) and given and callable(given[0]):
-        evaluate, *arrays = given
-        rows(arrays)
-        validate = lambda: name(_epoch(evaluate, arrays, size, False, None, None), "val_")
+        loader = DataLoader(*given[1:], batch_size=size)
+        validate = lambda: name(_epoch(given[0], loader), "val_")
     else:
         raise error(TypeError, "fit: this is no validation", got=type(given).__name__,
                     expected="(evaluate, X_val, y_val), or a function without arguments",

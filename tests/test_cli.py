@@ -145,6 +145,29 @@ def test_a_rate_that_is_too_high_stops_with_a_word(tmp_path):
     assert all(np.isfinite(w).all() for w in fb.load(tmp_path / "w.npz").values())
 
 
+def test_lenet_learns_the_digits(tmp_path):
+    result = fastbp("train", "--model", "lenet", "--epochs", 4, "--save", tmp_path / "w.npz", "--seed", 1)
+    assert result.returncode == 0 and result.stderr == "", result.stderr
+    lines = result.stdout.splitlines()
+    assert lines[0] == "LeNet of 3x3 kernels on 8 x 8, Adam on cross-entropy, rate 0.003 falling linearly,"
+    rows = [line.split() for line in lines[3:7]]
+    assert [int(r[0]) for r in rows] == [1, 2, 3, 4] and max(map(len, lines[1:7])) <= 80
+    assert float(rows[-1][4].rstrip("%")) < 12 and float(rows[-1][2].rstrip("%")) < 20
+    assert lines[7] == f"weights saved to {tmp_path / 'w.npz'}"
+    assert fb.load(tmp_path / "w.npz")["features.0.weight"].shape == (6, 1, 3, 3)
+
+
+def test_lenet_on_a_folder(tmp_path):
+    write_mnist(tmp_path, "train", 400)
+    result = fastbp("train", "--model", "lenet", "--data", tmp_path, "--epochs", 2, "--log", tmp_path / "log.csv")
+    assert result.returncode == 0 and result.stdout.startswith("LeNet-5 on 28 x 28, "), result.stderr
+    assert (tmp_path / "log.csv").read_text().startswith("epoch,loss,error,test_loss,test_error,seconds,lr\n1,")
+    (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(
+        struct.pack(">4B3i", 0, 0, 8, 3, 400, 20, 10) + bytes(80_000)))
+    result = fastbp("train", "--model", "lenet", "--data", tmp_path)
+    assert result.returncode == 2 and "square images" in result.stderr and "Traceback" not in result.stderr
+
+
 def test_a_reader_who_has_seen_enough_is_no_error():
     shell = f"{sys.executable} -m fastbp fit | head -1"
     result = subprocess.run(["bash", "-c", f"set -o pipefail; {shell}"], capture_output=True, text=True)
@@ -156,7 +179,8 @@ def test_a_reader_who_has_seen_enough_is_no_error():
     (["train", "--lr", "nan"], "--lr"), (["train", "--lr", "-1"], "--lr"), (["train", "--lr", "inf"], "--lr"),
     (["train", "--batch-size", "-3"], "--batch-size"), (["train", "--seed", "-1"], "--seed"),
     (["train", "--rate", "1"], "--rate"), (["dance"], "dance"), ([], "command"),
-    (["train", "--data", "no/such/folder"], "no/such/folder"),
+    (["train", "--data", "no/such/folder"], "no/such/folder"), (["train", "--model", "vgg"], "vgg"),
+    (["train", "--model", "lenet", "--hidden", "9"], "--hidden does not go with --model lenet"),
 ])
 def test_a_wrong_argument_gets_one_line_and_exit_code_2(args, says):
     result = fastbp(*args)

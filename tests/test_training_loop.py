@@ -97,6 +97,23 @@ def test_epochs_that_are_done_already():
     assert same_weights(a.weights(), b.weights())
 
 
+@pytest.mark.parametrize("staged", [True, False])
+def test_a_loader_has_its_own_place(staged):
+    """A step fails amid the second epoch; another loader goes on there, and the epoch's means are whole."""
+    a, b, calls = Net(), Net(), iter(range(14))
+    make = lambda seed: data.DataLoader(*TRAIN, batch_size=32, shuffle=True, rng=seed)
+    fit = lambda step, loader, **options: b.fit(loader, step=step, model=b.model, epochs=4, batch_size=None, **options)
+    whole, broken, loader = a.fit(rng=1, epochs=4), make(1), make(7)
+    with pytest.raises(StopIteration):
+        fit(lambda *batch: (next(calls), b.plain(*batch))[1], broken)
+    loader.load_state_dict(broken.state_dict())
+    rest = fit(b.step if staged else b.plain, loader)
+    assert numbers(rest) == numbers(whole)[1:] and same_weights(a.weights(), b.weights())
+    assert loader.epoch == 4 and len(fit(b.step, loader)) == 0
+    with pytest.raises(TypeError, match="its own batch_size"):
+        fit(b.step, loader, rng=3)
+
+
 def test_steps_of_many_kinds():
     history = fb.fit(lambda x: float(x.mean()), np.arange(5.0), epochs=1, batch_size=2, progress=None)
     assert history["loss"] == [2.0]
@@ -615,15 +632,25 @@ def test_schedules_are_stepped_and_their_rates_recorded():
     assert history.columns[-1] == "lr" and history["lr"] == [0.0125] * 2
 
 
+def test_schedules_of_the_package():
+    net = Net(lr=0.4)
+    history = net.fit(epochs=4, callbacks=[callbacks.Schedule(optim.lr_scheduler.StepLR(net.opt, 2, gamma=0.5))])
+    assert history["lr"] == [0.4, 0.4, 0.2, 0.2]
+    values = iter([3.0, 3.0, 3.0, 3.0])
+    plateau = optim.lr_scheduler.ReduceLROnPlateau(net.opt, factor=0.5, patience=1)
+    history = net.fit(epochs=4, validation=lambda: next(values), callbacks=[callbacks.Schedule(plateau)])
+    assert history["lr"] == [0.1, 0.1, 0.1, 0.05]
+
+
 def test_training_goes_on_from_a_checkpoint_with_the_same_bits(tmp_path):
     def run(epochs, path):
         net = Net(lr=0.02)
-        own = np.random.default_rng(9)
-        checkpoint = callbacks.Checkpoint(path, model=net.model, optimizer=net.opt, own=own)
+        own, schedule = np.random.default_rng(9), optim.lr_scheduler.ExponentialLR(net.opt, 0.7)
+        checkpoint = callbacks.Checkpoint(path, model=net.model, optimizer=net.opt, own=own, schedule=schedule)
         done = checkpoint.restore()
         draw = lambda record: record.update(own=own.random(), package=fb.randn(1).item())
         history = net.fit(epochs=epochs, rng=0, initial_epoch=done,
-                          callbacks=[draw, checkpoint])
+                          callbacks=[draw, callbacks.Schedule(schedule), checkpoint])
         return net, history
 
     fb.manual_seed(2)
