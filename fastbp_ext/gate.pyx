@@ -42,11 +42,12 @@ cdef enum Form:
     JOIN
     PLACE
     CONVERT
+    RANDOM
     CUSTOM
 
 FORMS = {"elementwise": ELEMENTWISE, "view": VIEW, "copy": COPY, "reduce": REDUCE, "reduce one": REDUCE_ONE,
          "product": PRODUCT, "rows": ROWS, "take": TAKE, "scatter": SCATTER, "join": JOIN, "place": PLACE,
-         "convert": CONVERT, "custom": CUSTOM}
+         "convert": CONVERT, "random": RANDOM, "custom": CUSTOM}
 
 
 cdef _raise(str kind, str what, got, expected, fix):
@@ -413,7 +414,7 @@ cdef class Gate:
         cdef void* operands[FB_OPERANDS]
         cdef double c[FB_CONSTANTS]
         cdef int n = 1, k = 0
-        if self.loop == ELEMENTWISE or self.loop == ROWS:
+        if self.loop == ELEMENTWISE or self.loop == ROWS or self.loop == RANDOM:
             operands[0] = <void*> y
             for item in xs:
                 operands[n] = <void*> item
@@ -425,6 +426,8 @@ cdef class Gate:
                 c[k] = 0
             if self.loop == ROWS:
                 return lower_rows(to, kernel, 1, n, operands, c)
+            if self.loop == RANDOM:    # the last is a stream's key and count
+                return lower_elementwise(to, kernel, 1, 1, n, operands, c, True)
             return lower_elementwise(to, kernel, 1, 0, n, operands, c if self.constants else NULL)
         if self.loop == REDUCE or self.loop == REDUCE_ONE:
             return lower_reduce(to, kernel, y, x, params["axes"], self.averages)
@@ -592,7 +595,7 @@ cdef class Gate:
             if y.abstract:
                 recorder().add(y)
             return y
-        if self.loop == ROWS or self.loop == SCATTER:
+        if self.loop == ROWS or self.loop == SCATTER or self.loop == RANDOM:
             for item in xs:
                 if not (<Tensor> item).contiguous:
                     raise SystemError(f"{self.name}: its kernel walks contiguous memory; the row lacks contiguous()")
@@ -899,6 +902,19 @@ class Assign:
         lower_copy(to, <Tensor> outputs[0], <Tensor> inputs[0])
 
 
+class Draw:
+    """A stage that takes the next key of a counter-based stream: key = (the stream's own, its count), which goes on."""
+    form = "draw"
+    name = "draw"
+
+    def __init__(self, Tensor key, Tensor stream):
+        self.outputs, self.inputs = (key, stream), (stream,)
+
+    def lower_to(self, Executor to, tuple outputs, tuple inputs, params):
+        """Hand the instruction to an executor."""
+        lower_state(to, <void*> <size_t> TABLE["int64"]["draw"], outputs)
+
+
 class Call:
     """A recorded stage of Python: the arrays that function(*input arrays) returns become the outputs.
 
@@ -932,6 +948,19 @@ def tick_state(str kernel, list hypers):
     """What an optimizer does once a step to the hyperparameters of its parameters, by a kernel of its own."""
     for k in range(0, len(hypers), FB_OPERANDS):
         Update(kernel, (), (), tuple(hypers[k:k + FB_OPERANDS])).run()
+
+
+def draw(Tensor stream):
+    """The next key of a counter-based stream, two int64: its own key and its count, which goes on."""
+    cdef Tensor key = blank(1, stream.dims, INT64)
+    if recording():
+        make_abstract(key)
+        recorder().add(Draw(key, stream))
+    else:
+        give_memory(key)
+        Draw(key, stream).lower_to(now, (key, stream), (stream,), None)
+    stream._changed()
+    return key
 
 
 def clone(Tensor x):

@@ -127,10 +127,11 @@ cdef void take_spread_form(fb_instruction* i) noexcept:
 
 
 cdef int lower_elementwise(Executor to, void* kernel, int outputs, int pointers, int n, void** operands,
-                           const double* c) except -1:
+                           const double* c, bint placed=False) except -1:
     """kernel(outputs..., inputs...) for every element, inputs broadcast to the first output.
 
-    The last `pointers` operands are handed to the kernel as they are.
+    The last `pointers` operands are handed to the kernel as they are. placed: the kernel is a run of its own,
+    which is told where the elements stand, in contiguous operands.
     """
     cdef fb_instruction i
     cdef Tensor y = <Tensor> operands[0]
@@ -156,13 +157,13 @@ cdef int lower_elementwise(Executor to, void* kernel, int outputs, int pointers,
         return 0
     i.ndim = 1
     i.shape[0] = y.count
-    i.plain = plain
+    i.plain = plain and not placed
     if y.rank > 1 and y.dims[0] >= MANY_ROWS:
         i.grain = y.count // y.dims[0]    # shares of whole rows, as those of products
     if plain:
         for k in range(n):
             i.stride[k][0] = i.itemsize[k]
-        i.run = direct
+        i.run = <fb_run> kernel if placed else direct
     else:
         i.ndim = y.rank
         for d in range(y.rank):
@@ -462,7 +463,7 @@ cdef int lower_scatter(Executor to, void* kernel, Tensor y, Tensor dy, tuple ind
 
 
 cdef int lower_state(Executor to, void* kernel, tuple states) except -1:
-    """kernel(states...), once: small vectors of an optimizer's state, of one length."""
+    """kernel(states...), once: small vectors of one length, of an optimizer's state or a stream's."""
     cdef fb_instruction i
     cdef void* operands[FB_OPERANDS]
     cdef int k = 0

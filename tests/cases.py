@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 import fastbp as fb
+from fastbp.random import stream
 
 erf = np.vectorize(math.erf, otypes=[float])
 erfc = np.vectorize(math.erfc, otypes=[float])
@@ -162,6 +163,32 @@ def huber(x, t, delta=1.0):
 
 PLACES = np.array([[2, 0], [1, 2]])
 
+
+def philox(counter, key):
+    """Philox4x32-10 of counters (4, n) and a key of two words: four random words of each."""
+    x0, x1, x2, x3 = np.asarray(counter, np.uint64)
+    k0, k1 = int(key[0]), int(key[1])
+    for _ in range(10):
+        a, b = x0 * np.uint64(0xD2511F53), x2 * np.uint64(0xCD9E8D57)
+        low = np.uint64(2**32 - 1)
+        x0, x1, x2, x3 = (b >> 32) ^ x1 ^ np.uint64(k0), b & low, (a >> 32) ^ x3 ^ np.uint64(k1), a & low
+        k0, k1 = (k0 + 0x9E3779B9) % 2**32, (k1 + 0xBB67AE85) % 2**32
+    return np.array([x0, x1, x2, x3])
+
+
+def drawn(n, state):
+    """The words of n elements by a stream's key and count."""
+    key, count = (int(word) % 2**64 for word in state)
+    block = np.arange(-(-n // 64) * 16, dtype=np.uint64)
+    words = philox([block, block * 0, block * 0 + count % 2**32, block * 0 + count // 2**32],
+                   (key % 2**32, key // 2**32))
+    return words.reshape(4, -1, 16).transpose(1, 0, 2).reshape(-1)[:n]
+
+
+def dropped(x, p, seed):
+    kept = drawn(x.size, stream(seed).numpy()).reshape(x.shape) >= round(p * 2**32)
+    return x * kept / (1 - p)
+
 CASES = {
     # arithmetic
     "add": [binary(fb.add, np.add)],
@@ -252,6 +279,9 @@ CASES = {
         np.array([0, 2, 2, -1]), (slice(None), PLACES), (np.array([3, 1]), np.array([0, 2])),
         (np.array([3, 1]), slice(None), np.array([0, 4])), (0, np.array([1, 1])), (slice(1, 3), np.array([0, 2]), 1),
         (slice(0, 0),), np.arange(60).reshape(4, 3, 5) % 7 == 0, [0, 3])],
+    # random
+    "dropout": [Case(lambda x, p=p: fb.dropout(x, p, rng=3), lambda x, p=p: dropped(x, p, 3), [shape])
+                for p, shape in ((0.3, (7, 5)), (0.5, (4, 3, 50)))],
     # losses
     "mse_loss": loss(fb.mse_loss, lambda x, t: (x - t)**2),
     "l1_loss": loss(fb.l1_loss, lambda x, t: np.abs(x - t)),

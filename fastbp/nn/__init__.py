@@ -13,10 +13,12 @@ from fastbp.nn.activation import (
     Softplus,
     Tanh,
 )
+from fastbp.nn.dropout import Dropout, Dropout1d, Dropout2d
 from fastbp.nn.linear import Linear
 from fastbp.nn.loss import BCEWithLogitsLoss, CrossEntropyLoss, HuberLoss, L1Loss, MSELoss
 from fastbp.nn.module import Module, ModuleList, Parameter, Sequential
 
-__all__ = ["BCEWithLogitsLoss", "CrossEntropyLoss", "ELU", "GELU", "HuberLoss", "Identity", "L1Loss",
-           "LeakyReLU", "Linear", "LogSoftmax", "MSELoss", "Module", "ModuleList", "Parameter", "ReLU",
-           "Sequential", "SiLU", "Sigmoid", "Softmax", "Softplus", "Tanh", "functional", "init"]
+__all__ = ["BCEWithLogitsLoss", "CrossEntropyLoss", "Dropout", "Dropout1d", "Dropout2d", "ELU", "GELU",
+           "HuberLoss", "Identity", "L1Loss", "LeakyReLU", "Linear", "LogSoftmax", "MSELoss", "Module",
+           "ModuleList", "Parameter", "ReLU", "Sequential", "SiLU", "Sigmoid", "Softmax", "Softplus", "Tanh",
+           "functional", "init"]

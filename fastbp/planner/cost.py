@@ -9,7 +9,7 @@ def flop_of(stage):
     """2 m n k for a product, an optimizer's formula, else one operation for each element of the largest operand."""
     if stage.form == "product":
         return stage.outputs[0].size * (2 * stage.inputs[0].shape[-1] + len(stage.inputs) - 2)    # + a bias
-    if stage.form in ("view", "call", "copy", "assign", "take", "place", "join", "convert"):
+    if stage.form in ("view", "call", "copy", "assign", "take", "place", "join", "convert", "draw"):
         return 0
     elements = max([t.size for t in (*stage.outputs, *stage.inputs)], default=1)
     return elements * _OPERATIONS.get(stage.name, 1)

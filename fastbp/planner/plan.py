@@ -1,9 +1,11 @@
 """Plan: what passes work on."""
 from fastbp_ext.tensor import Tensor, view_of
 
+EACH = ("elementwise", "random")    # forms that compute each element by itself
+
 
 class Stage:
-    """What is done (a Gate, an Update, an Assign or a Call), on which tensors.
+    """What is done (a Gate, an Update, an Assign, a Draw or a Call), on which tensors.
 
     A tensor is recorded, without values, or one that the function captured. undoes: the forward
     stage that a backward one undoes, or None.
@@ -51,7 +53,7 @@ class Stage:
     @property
     def lasts(self):
         """Whether it does something beside its outputs, or its outputs outlive the program."""
-        return self.form in ("update", "assign") or self.form == "call" and self.what.effects
+        return self.form in ("update", "assign", "draw") or self.form == "call" and self.what.effects
 
     def lower_to(self, program):
         """Hand its instructions to a program."""

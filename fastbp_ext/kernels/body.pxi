@@ -11,9 +11,10 @@ include "reduce.pxi"
 include "softmax.pxi"
 include "index.pxi"
 include "update.pxi"
+include "random.pxi"
 include "matmul.pxi"
 
 cdef inline dict kernels():
     """Every kernel's address by its name."""
     return {**elementwise_kernels(), **reduce_kernels(), **softmax_kernels(), **index_kernels(),
-            **update_kernels(), **matmul_kernels()}
+            **update_kernels(), **random_kernels(), **matmul_kernels()}

@@ -258,6 +258,14 @@ cdef inline void take(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop
         walk(<char*> i.p[0] + m * row * size, x, &i.stride[1][1], &i.shape[1], i.ndim - 1, 0, row, size, False)
 
 
+# --- a counter-based stream of random numbers
+
+cdef inline void draw(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
+    """key = stream = (key, count), and stream's count goes on by 1; p: key, stream, two int64 each."""
+    memcpy(i.p[0], i.p[1], 16)
+    (<int64_t*> i.p[1])[1] += 1
+
+
 # --- what an optimizer does once a step, on its hyperparameters in float64
 
 cdef inline void adam_clock(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
@@ -285,7 +293,7 @@ cdef inline dict strided_kernels():
         "copy1": <size_t> &copy1, "copy2": <size_t> &copy2,
         "narrow": <size_t> &narrow, "widen": <size_t> &widen, "count": <size_t> &count,
         "copy4": <size_t> &copy4, "copy8": <size_t> &copy8, "take": <size_t> &take,
-        "adam_clock": <size_t> &adam_clock,
+        "adam_clock": <size_t> &adam_clock, "draw": <size_t> &draw,
         "lt": <size_t> &lt_int, "le": <size_t> &le_int, "gt": <size_t> &gt_int,
         "ge": <size_t> &ge_int, "eq": <size_t> &eq_int, "ne": <size_t> &ne_int,
     }
