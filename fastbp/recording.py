@@ -83,8 +83,8 @@ class Recording:
         self.watched.append((array, array.copy()))
 
     def met(self, module):
-        """A module was called: the recording holds for its present mode, and its parameters have names."""
-        for name, p in module.named_parameters():
+        """A module was called: the recording holds for its present mode, and its parameters and buffers have names."""
+        for name, p in (*module.named_parameters(), *module.named_buffers()):
             self.names.setdefault(id(p), name)
             self.names.setdefault(id(p._root), name)
             self.shown.setdefault(id(p._root), p)

@@ -19,7 +19,7 @@ class Gate:
 
 class Joint:
     form: str
-    def __init__(self, forward: Gate, kernel: str) -> None: ...
+    def __init__(self, first: Gate, kernel: str, first_inputs: Callable[..., tuple[Tensor, ...]]) -> None: ...
 
 class Blocks:
     form: str

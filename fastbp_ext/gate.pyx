@@ -43,11 +43,13 @@ cdef enum Form:
     PLACE
     CONVERT
     RANDOM
+    MOMENT
+    COMBINE
     CUSTOM
 
 FORMS = {"elementwise": ELEMENTWISE, "view": VIEW, "copy": COPY, "reduce": REDUCE, "reduce one": REDUCE_ONE,
          "product": PRODUCT, "rows": ROWS, "take": TAKE, "scatter": SCATTER, "join": JOIN, "place": PLACE,
-         "convert": CONVERT, "random": RANDOM, "custom": CUSTOM}
+         "convert": CONVERT, "random": RANDOM, "moment": MOMENT, "combine": COMBINE, "custom": CUSTOM}
 
 
 cdef _raise(str kind, str what, got, expected, fix):
@@ -357,12 +359,12 @@ cdef class Gate:
                 {name: float(given.get(name, default)) for name, default in self.constants.items()})
 
     cdef Tensor map(self, tuple args, dict params):
-        """An elementwise gate: the output has the shape that the inputs broadcast to."""
+        """An elementwise gate: the output has the shape that inputs broadcast to, and lies as the first that has it."""
         cdef tuple xs
         cdef Tensor x, y
         cdef Py_ssize_t dims[MAX_DIMS]
-        cdef int rank, d
-        cdef bint same
+        cdef int rank, d, k
+        cdef bint same = False
         if self.compares:
             xs = as_comparable(self, args)
         elif self.first:
@@ -370,11 +372,14 @@ cdef class Gate:
         else:
             xs = as_floats(self, args)
         rank = broadcast(self, xs, dims)
-        x = <Tensor> xs[self.first]
-        same = x.rank == rank and not x.contiguous
-        for d in range(rank if same else 0):
-            same = same and x.dims[d] == dims[d]
-        y = blank_like(x, self.kind_of(x)) if same else blank(rank, dims, self.kind_of(x))
+        for k in range(self.first, len(xs)):
+            x = <Tensor> xs[k]
+            same = x.rank == rank and (x.contiguous or not x._repeats())
+            for d in range(rank if same else 0):
+                same = same and x.dims[d] == dims[d]
+            if same:
+                break
+        y = blank_like(x, self.kind_of(x)) if same and not x.contiguous else blank(rank, dims, self.kind_of(x))
         return self.apply(y, xs, params)
 
     cdef Dtype kind_of(self, Tensor x):
@@ -431,6 +436,10 @@ cdef class Gate:
             return lower_elementwise(to, kernel, 1, 0, n, operands, c if self.constants else NULL)
         if self.loop == REDUCE or self.loop == REDUCE_ONE:
             return lower_reduce(to, kernel, y, x, params["axes"], self.averages)
+        if self.loop == MOMENT:    # of x, m or of x, z, m
+            return lower_reduce(to, kernel, y, x, params["axes"], False, <Tensor> xs[len(xs) - 2], <Tensor> xs[-1])
+        if self.loop == COMBINE:
+            return lower_columns(to, kernel, y, x, 1)
         if self.loop == PRODUCT:
             return lower_product(to, kernel, y, x, <Tensor> xs[1], xs[2] if len(xs) > 2 else None)
         if self.loop == COPY:
@@ -818,14 +827,15 @@ cdef class Update:
 
 
 class Joint:
-    """A gate and its gradient in one sweep, where the gradient of the result is known beforehand.
+    """Two gates of rows in one sweep; it is an attribute of the second one's row.
 
-    outputs y, dx; inputs dy and those of the gate. It is an attribute of the gradient's row.
+    first_inputs(*those of the second): what the first one's inputs begin with. Outputs are the first one's and the
+    second one's, inputs those of which there are more.
     """
     form = "joint"
 
-    def __init__(self, Gate forward, str kernel):
-        self.forward, self.kernel, self.name = forward, kernel, kernel
+    def __init__(self, Gate first, str kernel, first_inputs):
+        self.first, self.kernel, self.name, self.first_inputs = first, kernel, kernel, first_inputs
 
     def lower_to(self, Executor to, tuple outputs, tuple inputs, params):
         """Hand the instruction to a program."""
@@ -835,7 +845,7 @@ class Joint:
         for item in (*outputs, *inputs):
             operands[n] = <void*> item
             n += 1
-        for name in (<Gate> self.forward).constants:
+        for name in (<Gate> self.first).constants:
             c[k] = params[name]
             k += 1
         for k in range(k, FB_CONSTANTS):

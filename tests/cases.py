@@ -185,6 +185,29 @@ def drawn(n, state):
     return words.reshape(4, -1, 16).transpose(1, 0, 2).reshape(-1)[:n]
 
 
+def normalized(x, axes, eps, center=True):
+    d = x - x.mean(axes, keepdims=True) * center
+    return d / np.sqrt(np.square(d).mean(axes, keepdims=True) + eps)
+
+
+def batch_norm(x, w=1.0, b=0.0, axes=None, eps=1e-5):
+    shape = (1, -1, *(1,) * (x.ndim - 2))
+    return normalized(x, (0, *range(2, x.ndim)), eps) * np.reshape(w, shape) + np.reshape(b, shape)
+
+
+def running(x, w, b):
+    shape = (1, 3, *(1,) * (x.ndim - 2))
+    return (x - RUNNING[0].reshape(shape)) / np.sqrt(RUNNING[1] + 1e-3).reshape(shape) * w.reshape(shape) + b.reshape(
+        shape)
+
+
+RUNNING = np.array([[0.5, -1.0, 0.25], [2.0, 0.5, 1.5]])
+
+
+def of_dtype(values, x):
+    return fb.tensor(values.astype(x.dtype))
+
+
 def dropped(x, p, seed):
     kept = drawn(x.size, stream(seed).numpy()).reshape(x.shape) >= round(p * 2**32)
     return x * kept / (1 - p)
@@ -279,6 +302,24 @@ CASES = {
         np.array([0, 2, 2, -1]), (slice(None), PLACES), (np.array([3, 1]), np.array([0, 2])),
         (np.array([3, 1]), slice(None), np.array([0, 4])), (0, np.array([1, 1])), (slice(1, 3), np.array([0, 2]), 1),
         (slice(0, 0),), np.arange(60).reshape(4, 3, 5) % 7 == 0, [0, 3])],
+    # normalization
+    "batch_norm": [
+        *(Case(lambda x, w, b: fb.batch_norm(x, None, None, w, b, True), batch_norm, [shape, (3,), (3,)])
+          for shape in ((5, 3), (4, 3, 5), (2, 3, 4, 3), (1, 3, 2, 2, 5))),
+        Case(lambda x: fb.batch_norm(x.transpose(3, 0, 1, 2), training=True, eps=0.1),    # the batch lies last
+             lambda x: batch_norm(x.transpose(3, 0, 1, 2), eps=0.1), [(3, 4, 3, 5)]),
+        *(Case(lambda x, w, b: fb.batch_norm(x, *(of_dtype(s, x) for s in RUNNING), w, b, eps=1e-3), running,
+               [shape, (3,), (3,)]) for shape in ((4, 3), (2, 3, 4, 5)))],
+    "layer_norm": [
+        Case(lambda x, w, b: fb.layer_norm(x, 5, w, b), lambda x, w, b: normalized(x, -1, 1e-5) * w + b,
+             [(4, 3, 5), (5,), (5,)]),
+        Case(lambda x, w: fb.layer_norm(x, (3, 5), w, eps=0.1), lambda x, w: normalized(x, (-2, -1), 0.1) * w,
+             [(4, 3, 5), (3, 5)]),
+        Case(lambda x: fb.layer_norm(x, 67), lambda x: normalized(x, -1, 1e-5), [(3, 67)])],
+    "rms_norm": [
+        Case(lambda x, w: fb.rms_norm(x, (5,), w, 1e-3), lambda x, w: normalized(x, -1, 1e-3, False) * w,
+             [(4, 3, 5), (5,)]),
+        Case(lambda x: fb.rms_norm(x, x.shape[1:]), lambda x: normalized(x, (1, 2), 0, False), [(4, 3, 5)])],
     # random
     "dropout": [Case(lambda x, p=p: fb.dropout(x, p, rng=3), lambda x, p=p: dropped(x, p, 3), [shape])
                 for p, shape in ((0.3, (7, 5)), (0.5, (4, 3, 50)))],

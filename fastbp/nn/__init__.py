@@ -17,8 +17,9 @@ from fastbp.nn.dropout import Dropout, Dropout1d, Dropout2d
 from fastbp.nn.linear import Linear
 from fastbp.nn.loss import BCEWithLogitsLoss, CrossEntropyLoss, HuberLoss, L1Loss, MSELoss
 from fastbp.nn.module import Module, ModuleList, Parameter, Sequential
+from fastbp.nn.normalization import BatchNorm1d, BatchNorm2d, LayerNorm, RMSNorm
 
-__all__ = ["BCEWithLogitsLoss", "CrossEntropyLoss", "Dropout", "Dropout1d", "Dropout2d", "ELU", "GELU",
-           "HuberLoss", "Identity", "L1Loss", "LeakyReLU", "Linear", "LogSoftmax", "MSELoss", "Module",
-           "ModuleList", "Parameter", "ReLU", "Sequential", "SiLU", "Sigmoid", "Softmax", "Softplus", "Tanh",
-           "functional", "init"]
+__all__ = ["BCEWithLogitsLoss", "BatchNorm1d", "BatchNorm2d", "CrossEntropyLoss", "Dropout", "Dropout1d",
+           "Dropout2d", "ELU", "GELU", "HuberLoss", "Identity", "L1Loss", "LayerNorm", "LeakyReLU", "Linear",
+           "LogSoftmax", "MSELoss", "Module", "ModuleList", "Parameter", "RMSNorm", "ReLU", "Sequential",
+           "SiLU", "Sigmoid", "Softmax", "Softplus", "Tanh", "functional", "init"]

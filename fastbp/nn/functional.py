@@ -10,12 +10,14 @@ from fastbp.gates.loss import (
     l1_loss,
     mse_loss,
 )
+from fastbp.gates.normalization import batch_norm, layer_norm, rms_norm
 from fastbp.gates.random import channel_dropout, dropout
 from fastbp_ext.gate import tensors_of
 
-__all__ = ["binary_cross_entropy_with_logits", "cross_entropy", "dropout", "dropout1d", "dropout2d", "elu",
-           "gelu", "hinge_loss", "huber_loss", "l1_loss", "leaky_relu", "linear", "log_softmax", "mse_loss",
-           "relu", "sigmoid", "silu", "softmax", "softplus", "tanh"]
+__all__ = ["batch_norm", "binary_cross_entropy_with_logits", "cross_entropy", "dropout", "dropout1d",
+           "dropout2d", "elu", "gelu", "hinge_loss", "huber_loss", "l1_loss", "layer_norm", "leaky_relu",
+           "linear", "log_softmax", "mse_loss", "relu", "rms_norm", "sigmoid", "silu", "softmax", "softplus",
+           "tanh"]
 
 relu, sigmoid, tanh, silu, gelu = (GATES[name] for name in ("relu", "sigmoid", "tanh", "silu", "gelu"))
 leaky_relu, elu = GATES["leaky_relu"], GATES["elu"]

@@ -73,7 +73,8 @@ def _begun_by(memory, stage):
             y = stage.outputs[0]
             return Group(y.size, _ROWS, _ROWS * y.shape[1], strips=True)
     elif stage.form in EACH and stage.outputs[0].size > _SMALL:
-        group = Group(stage.outputs[0].size, TILE, TILE, strips=False)
+        y = stage.outputs[0]
+        group = Group(y.size, TILE, TILE, False, None if y.is_contiguous else (y.shape, y.strides))
         return group if _joins(memory, group, stage) else None
     return None
 
@@ -87,7 +88,12 @@ def heads_strips(product):
 
 def _is_whole(group, t):
     """t shows all of its memory in the order in which the group walks."""
-    return t.is_contiguous and t.size == group.size and t._offset == 0 and t._root.size == t.size
+    return t.size == group.size and t._offset == 0 and t._root.size == t.size and in_order(group, t)
+
+
+def in_order(group, t):
+    """Whether t's elements lie one behind the other as the group walks them."""
+    return t.is_contiguous if group.order is None else (t.shape, t.strides) == group.order and not t._repeating
 
 
 def _joins(memory, group, stage):

@@ -68,11 +68,12 @@ class Group:
 
     The first may be a product in strips of rows, whose result has that size. span: the units of the
     first stage in a tile, elements or rows; tile: elements in one; grain: the units that one
-    thread has to run, or 0: those of the first stage.
+    thread has to run, or 0: those of the first stage. order: None for elements in C order, else the
+    (shape, strides) in which all of them lie, without gaps.
     """
 
-    def __init__(self, size, span, tile, strips):
-        self.size, self.span, self.tile, self.strips, self.grain = size, span, tile, strips, 0
+    def __init__(self, size, span, tile, strips, order=None):
+        self.size, self.span, self.tile, self.strips, self.grain, self.order = size, span, tile, strips, 0, order
         self.stages = []
         self.written = set()    # the memory that they write
         self.elsewhere = set()  # the memory that one reads at another place than where it writes

@@ -9,6 +9,7 @@ include "vector.pxi"
 include "elementwise.pxi"
 include "reduce.pxi"
 include "softmax.pxi"
+include "normalize.pxi"
 include "index.pxi"
 include "update.pxi"
 include "random.pxi"
@@ -16,5 +17,5 @@ include "matmul.pxi"
 
 cdef inline dict kernels():
     """Every kernel's address by its name."""
-    return {**elementwise_kernels(), **reduce_kernels(), **softmax_kernels(), **index_kernels(),
+    return {**elementwise_kernels(), **reduce_kernels(), **softmax_kernels(), **normalize_kernels(), **index_kernels(),
             **update_kernels(), **random_kernels(), **matmul_kernels()}
