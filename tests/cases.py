@@ -204,6 +204,15 @@ def running(x, w, b):
 RUNNING = np.array([[0.5, -1.0, 0.25], [2.0, 0.5, 1.5]])
 
 
+def attention(q, k, v, seen=True, added=0.0, scale=None):
+    scores = q @ k.swapaxes(-1, -2) * (q.shape[-1]**-0.5 if scale is None else scale) + added
+    e = np.exp(scores - scores.max(-1, keepdims=True)) * seen
+    return np.divide(e, e.sum(-1, keepdims=True), out=np.zeros_like(e), where=e.sum(-1, keepdims=True) > 0) @ v
+
+
+SEEN = np.array([[True, False, True], [True, True, True], [False, False, False], [False, True, False]])
+
+
 def of_dtype(values, x):
     return fb.tensor(values.astype(x.dtype))
 
@@ -286,6 +295,8 @@ CASES = {
     # shapes
     "reshape": [Case(lambda x: fb.reshape(x, (5, -1)), lambda x: x.reshape(5, -1), [(4, 5)]),
                 Case(lambda x: x.T.reshape(2, 10), lambda x: x.T.reshape(2, 10), [(4, 5)])],
+    "flatten": [Case(lambda x: fb.flatten(x, 1), lambda x: x.reshape(len(x), -1), [(4, 3, 5)]),
+                Case(lambda x: x.flatten(0, 1), lambda x: x.reshape(-1, 5), [(4, 3, 5)])],
     "transpose": [Case(fb.transpose, np.transpose, [(4, 3, 5)]),
                   Case(lambda x: x.transpose(2, 0, 1), lambda x: x.transpose(2, 0, 1), [(4, 3, 5)]),
                   Case(lambda x: fb.transpose(x, (1, 0)), lambda x: x.T, [(4, 3)])],
@@ -311,18 +322,27 @@ CASES = {
         *(Case(lambda x, w, b: fb.batch_norm(x, *(of_dtype(s, x) for s in RUNNING), w, b, eps=1e-3), running,
                [shape, (3,), (3,)]) for shape in ((4, 3), (2, 3, 4, 5)))],
     "layer_norm": [
-        Case(lambda x, w, b: fb.layer_norm(x, 5, w, b), lambda x, w, b: normalized(x, -1, 1e-5) * w + b,
+        Case(lambda x, w, b: fb.layer_norm(x, w.shape, w, b), lambda x, w, b: normalized(x, -1, 1e-5) * w + b,
              [(4, 3, 5), (5,), (5,)]),
         Case(lambda x, w: fb.layer_norm(x, (3, 5), w, eps=0.1), lambda x, w: normalized(x, (-2, -1), 0.1) * w,
              [(4, 3, 5), (3, 5)]),
         Case(lambda x: fb.layer_norm(x, 67), lambda x: normalized(x, -1, 1e-5), [(3, 67)])],
     "rms_norm": [
-        Case(lambda x, w: fb.rms_norm(x, (5,), w, 1e-3), lambda x, w: normalized(x, -1, 1e-3, False) * w,
+        Case(lambda x, w: fb.rms_norm(x, w.shape, w, 1e-3), lambda x, w: normalized(x, -1, 1e-3, False) * w,
              [(4, 3, 5), (5,)]),
         Case(lambda x: fb.rms_norm(x, x.shape[1:]), lambda x: normalized(x, (1, 2), 0, False), [(4, 3, 5)])],
     # random
     "dropout": [Case(lambda x, p=p: fb.dropout(x, p, rng=3), lambda x, p=p: dropped(x, p, 3), [shape])
                 for p, shape in ((0.3, (7, 5)), (0.5, (4, 3, 50)))],
+    # attention
+    "scaled_dot_product_attention": [
+        Case(fb.scaled_dot_product_attention, attention, [(2, 4, 5), (2, 3, 5), (2, 3, 6)]),
+        Case(lambda q, k, v: fb.scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.7),
+             lambda q, k, v: attention(q, k, v, np.tri(4, 3), scale=0.7), [(4, 5), (3, 5), (3, 5)]),
+        Case(lambda q, k, v: fb.scaled_dot_product_attention(q, k, v, SEEN), lambda q, k, v: attention(q, k, v, SEEN),
+             [(2, 1, 4, 5), (3, 3, 5), (1, 1, 3, 2)]),
+        Case(fb.scaled_dot_product_attention, lambda q, k, v, m: attention(q, k, v, added=m),
+             [(2, 4, 5), (2, 3, 5), (2, 3, 5), (4, 3)])],
     # losses
     "mse_loss": loss(fb.mse_loss, lambda x, t: (x - t)**2),
     "l1_loss": loss(fb.l1_loss, lambda x, t: np.abs(x - t)),

@@ -28,7 +28,8 @@ def batch_last(a):
 BATCH = [
     ("BatchNorm1d", (7, 5), {}), ("BatchNorm1d", (4, 5, 6), dict(eps=0.1, momentum=0.3)),
     ("BatchNorm2d", (3, 5, 4, 6), {}), ("BatchNorm2d", (3, 5, 4, 6), dict(momentum=None)),
-    ("BatchNorm2d", (30, 3, 20, 9), dict(affine=False)), ("BatchNorm2d", (3, 2, 4, 4), dict(bias=False)), ("BatchNorm1d", (8, 5), dict(track_running_stats=False))]
+    ("BatchNorm2d", (30, 3, 20, 9), dict(affine=False)), ("BatchNorm2d", (3, 2, 4, 4), dict(bias=False)),
+    ("BatchNorm1d", (8, 5), dict(track_running_stats=False))]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -319,7 +320,8 @@ def test_a_sum_over_rows_is_differentiated_again():
 def test_errors_change_nothing():
     layer = nn.BatchNorm2d(3)
     before = {k: v.numpy().tobytes() for k, v in layer.state_dict().items()}
-    for shape, kind, words in (((2, 3), fb.ShapeError, r"\(N, 3, H, W\)"), ((2, 4, 5, 5), fb.ShapeError, "layer: +Batch"),
+    for shape, kind, words in (((2, 3), fb.ShapeError, r"\(N, 3, H, W\)"),
+                               ((2, 4, 5, 5), fb.ShapeError, "layer: +Batch"),
                                ((1, 3, 1, 1), ValueError, "more than one value")):
         for call in (layer, fb.staged(layer)):
             with pytest.raises(kind, match=words):

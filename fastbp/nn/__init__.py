@@ -14,12 +14,15 @@ from fastbp.nn.activation import (
     Tanh,
 )
 from fastbp.nn.dropout import Dropout, Dropout1d, Dropout2d
+from fastbp.nn.embedding import Embedding
+from fastbp.nn.flatten import Flatten, Unflatten
 from fastbp.nn.linear import Linear
 from fastbp.nn.loss import BCEWithLogitsLoss, CrossEntropyLoss, HuberLoss, L1Loss, MSELoss
 from fastbp.nn.module import Module, ModuleList, Parameter, Sequential
 from fastbp.nn.normalization import BatchNorm1d, BatchNorm2d, LayerNorm, RMSNorm
 
 __all__ = ["BCEWithLogitsLoss", "BatchNorm1d", "BatchNorm2d", "CrossEntropyLoss", "Dropout", "Dropout1d",
-           "Dropout2d", "ELU", "GELU", "HuberLoss", "Identity", "L1Loss", "LayerNorm", "LeakyReLU", "Linear",
-           "LogSoftmax", "MSELoss", "Module", "ModuleList", "Parameter", "RMSNorm", "ReLU", "Sequential",
-           "SiLU", "Sigmoid", "Softmax", "Softplus", "Tanh", "functional", "init"]
+           "Dropout2d", "ELU", "Embedding", "Flatten", "GELU", "HuberLoss", "Identity", "L1Loss", "LayerNorm",
+           "LeakyReLU", "Linear", "LogSoftmax", "MSELoss", "Module", "ModuleList", "Parameter", "RMSNorm",
+           "ReLU", "Sequential", "SiLU", "Sigmoid", "Softmax", "Softplus", "Tanh", "Unflatten", "functional",
+           "init"]

@@ -43,68 +43,69 @@ cdef inline void standardize_grad_row(char** p, Py_ssize_t n, const double* c) n
 
 # --- rows of a contiguous matrix: x^ = (x - m) r, m their mean (0 where c[1] is 0), r = 1 / sqrt(mean (x - m)^2 + c[0])
 #
-# In a block of 1,024 element j goes to chain j % 64, which leaves a short row four chains at once; the chains
-# combine as quarters and lanes do, blocks pairwise.
+# In a block of 1,024 element j goes to chain j % 64, of double j % 32, so that a short row has some vectors of chains
+# at once; the chains combine in halves, blocks pairwise.
 
 cdef enum:
-    CHAINS = 64
-    CHAIN_VECTORS = 32    # of two lanes
+    CHAINS = 64           # of floats
+    CHAIN_VECTORS = 16    # of 16 bytes
+
+cdef inline Py_ssize_t chains() noexcept nogil: return CHAINS * sizeof(float) // sizeof(real)
+cdef inline int abreast() noexcept nogil: return <int> (CHAINS * sizeof(float) // sizeof(vec))
+
 
 cdef inline real fold_chains(vec* a) noexcept nogil:
-    cdef int v, n = SUM_LANES // LANES
-    for v in range(n):
-        a[v] = (a[v] + a[n + v]) + (a[2 * n + v] + a[3 * n + v])
+    cdef int v, n = abreast()
+    while n > SUM_LANES // LANES:
+        n //= 2
+        for v in range(n):
+            a[v] = a[v] + a[n + v]
     return fold_lanes(a, fold_sum)
+
+
+cdef inline const real* rest_of(const real* x, Py_ssize_t n, real* rest, real fill) noexcept nogil:
+    """The last elements of a row, n, fewer than there are chains, with `fill` behind their end."""
+    cdef int u
+    for u in range(abreast()):
+        store_all(rest + u * LANES, splat(fill))
+    memcpy(rest, x, n * sizeof(real))
+    return rest
+
+
+ctypedef const real* (*resting)(const real* x, Py_ssize_t n, real* rest, real fill) noexcept nogil
+ctypedef real (*row_sum)(const real* x, Py_ssize_t n, real m, bint squares) noexcept nogil
+ctypedef void (*row_sums)(real* sums, const real* x, const real* dy, const real* w, Py_ssize_t n, real m) noexcept nogil
+
+cdef extern from "simd.h" nogil:
+    resting outlined_rest "FB_OUTLINED"(resting f)
+    row_sum outlined_sum "FB_OUTLINED"(row_sum f)
+    row_sums outlined_sums "FB_OUTLINED"(row_sums f)
+
+cdef inline const real* chained(const real* x, Py_ssize_t n, real* rest, real fill) noexcept nogil:
+    """The next elements of a row, one for each chain, where n are left: where they lie, or in `rest`."""
+    return x if n >= chains() else outlined_rest(rest_of)(x, n, rest, fill)
 
 
 cdef inline real row_block(const real* x, Py_ssize_t n, real m, bint squares) noexcept nogil:
     """The sum of n <= SUM_BLOCK elements x, or of (x - m)^2."""
     cdef vec a[CHAIN_VECTORS]
+    cdef real rest[CHAINS]
+    cdef const real* p
     cdef vec d
     cdef Py_ssize_t j = 0
     cdef int u
-    for u in range(CHAINS // LANES):
+    for u in range(abreast()):
         a[u] = splat(0)
-    while j + CHAINS <= n:
-        for u in range(CHAINS // LANES):
-            d = load_all(x + j + u * LANES)
+    while j < n:
+        p = chained(x + j, n - j, rest, m)
+        for u in range(abreast()):
+            d = load_all(p + u * LANES)
             if squares:
                 d = d - splat(m)
                 d = d * d
             a[u] = a[u] + d
-        j += CHAINS
-    for u in range(CHAINS // LANES if j < n else 0):
-        d = load_or(x + j + u * LANES, n - j - u * LANES, splat(m))
-        if squares:
-            d = d - splat(m)
-            d = d * d
-        a[u] = a[u] + d
+        j += chains()
     return fold_chains(a)
-
-
-cdef inline void grad_block(real* sums, const real* x, const real* dy, const real* w, Py_ssize_t n,
-                            real m) noexcept nogil:
-    """The sums of n <= SUM_BLOCK elements g = dy w, and of (x - m) g."""
-    cdef vec a[CHAIN_VECTORS]
-    cdef vec b[CHAIN_VECTORS]
-    cdef vec g
-    cdef Py_ssize_t j = 0, rest
-    cdef int u
-    for u in range(CHAINS // LANES):
-        a[u] = b[u] = splat(0)
-    while j + CHAINS <= n:
-        for u in range(CHAINS // LANES):
-            g = load_all(dy + j + u * LANES) * load_all(w + j + u * LANES)
-            a[u] = a[u] + g
-            b[u] = b[u] + (load_all(x + j + u * LANES) - splat(m)) * g
-        j += CHAINS
-    for u in range(CHAINS // LANES if j < n else 0):
-        rest = n - j - u * LANES
-        g = load_or(dy + j + u * LANES, rest, splat(0)) * load_or(w + j + u * LANES, rest, splat(0))
-        a[u] = a[u] + g
-        b[u] = b[u] + (load_or(x + j + u * LANES, rest, splat(m)) - splat(m)) * g
-    sums[0] = fold_chains(a)
-    sums[1] = fold_chains(b)
 
 
 cdef inline real sum_of_row(const real* x, Py_ssize_t n, real m, bint squares) noexcept nogil:
@@ -112,13 +113,41 @@ cdef inline real sum_of_row(const real* x, Py_ssize_t n, real m, bint squares) n
     cdef real level[SUM_LEVELS]
     cdef Py_ssize_t j = 0
     cdef int top = 0
-    if n <= SUM_BLOCK:
-        return row_block(x, n, m, squares)
-    while j < n:
+    while True:
         level[top] = row_block(x + j, min(n - j, <Py_ssize_t> SUM_BLOCK), m, squares)
+        if n <= SUM_BLOCK:
+            return level[0]
         top = carry(level, 1, j // SUM_BLOCK, 1, fold_sum)
         j += SUM_BLOCK
-    return fold_level(level, top, fold_sum)
+        if j >= n:
+            return fold_level(level, top, fold_sum)
+
+
+cdef inline void grad_block(real* sums, const real* x, const real* dy, const real* w, Py_ssize_t n,
+                            real m) noexcept nogil:
+    """The sums of n <= SUM_BLOCK elements g = dy w, and of (x - m) g."""
+    cdef vec a[CHAIN_VECTORS]
+    cdef vec b[CHAIN_VECTORS]
+    cdef real rest[3][CHAINS]
+    cdef const real* p
+    cdef const real* up
+    cdef const real* weight
+    cdef vec g
+    cdef Py_ssize_t j = 0
+    cdef int u
+    for u in range(abreast()):
+        a[u] = b[u] = splat(0)
+    while j < n:
+        p = chained(x + j, n - j, rest[0], m)
+        up = chained(dy + j, n - j, rest[1], 0)
+        weight = chained(w + j, n - j, rest[2], 0)
+        for u in range(abreast()):
+            g = load_all(up + u * LANES) * load_all(weight + u * LANES)
+            a[u] = a[u] + g
+            b[u] = b[u] + (load_all(p + u * LANES) - splat(m)) * g
+        j += chains()
+    sums[0] = fold_chains(a)
+    sums[1] = fold_chains(b)
 
 
 cdef inline void grad_of_row(real* sums, const real* x, const real* dy, const real* w, Py_ssize_t n,
@@ -127,13 +156,12 @@ cdef inline void grad_of_row(real* sums, const real* x, const real* dy, const re
     cdef real level[SUM_LEVELS][2]
     cdef Py_ssize_t j = 0
     cdef int top = 0
-    if n <= SUM_BLOCK:
-        grad_block(sums, x, dy, w, n, m)
-        return
-    while j < n:
+    while True:
         grad_block(level[top], x + j, dy + j, w + j, min(n - j, <Py_ssize_t> SUM_BLOCK), m)
-        top = carry(level[0], 2, j // SUM_BLOCK, 2, fold_sum)
         j += SUM_BLOCK
+        top = carry(level[0], 2, j // SUM_BLOCK - 1, 2, fold_sum)
+        if j >= n:
+            break
     while top > 1:
         fold_into(level[top - 2], level[top - 1], 2, fold_sum)
         top -= 1
@@ -141,20 +169,11 @@ cdef inline void grad_of_row(real* sums, const real* x, const real* dy, const re
     sums[1] = level[0][1]
 
 
-cdef inline real statistics_of(const real* x, Py_ssize_t n, const double* c, real* r) noexcept nogil:
-    """m of a row; and r."""
-    cdef real m = sum_of_row(x, n, 0, False) / <real> n if c[1] else 0
-    r[0] = 1 / first_lane(sqrt(splat(sum_of_row(x, n, m, True) / <real> n + <real> c[0])))
-    return m
-
-
-ctypedef real (*row_statistics)(const real* x, Py_ssize_t n, const double* c, real* r) noexcept nogil
-
-cdef extern from "simd.h" nogil:
-    row_statistics outlined_statistics "FB_OUTLINED"(row_statistics f)
-
 cdef inline real statistics(const real* x, Py_ssize_t n, const double* c, real* r) noexcept nogil:
-    return outlined_statistics(statistics_of)(x, n, c, r)
+    """m of a row; and r."""
+    cdef real m = outlined_sum(sum_of_row)(x, n, 0, False) / <real> n if c[1] else 0
+    r[0] = 1 / first_lane(sqrt(splat(outlined_sum(sum_of_row)(x, n, m, True) / <real> n + <real> c[0])))
+    return m
 
 
 cdef inline void layer_norm(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
@@ -198,7 +217,7 @@ cdef inline void rows_back(const fb_instruction* i, Py_ssize_t start, Py_ssize_t
         if dx >= 0:
             to = row_of(i, dx, row)
             weight = row_of(i, w, row)
-            grad_of_row(sums, at, up, weight, n, m)
+            outlined_sums(grad_of_row)(sums, at, up, weight, n, m)
             mean = sums[0] / <real> n if i.c[1] else 0
             share = sums[1] / <real> n * r * r
         if lanes >= 0:
@@ -206,13 +225,14 @@ cdef inline void rows_back(const fb_instruction* i, Py_ssize_t start, Py_ssize_t
             if row % SUM_QUARTER == 0:
                 memset(lane, 0, SUM_LANES * n * sizeof(real))
         j = 0
-        while j < n:
-            g = load(up + j, n - j)
-            d = load(at + j, n - j) - splat(m)
-            if dx >= 0:
-                store(to + j, (g * load(weight + j, n - j) - splat(mean) - d * splat(share)) * splat(r), n - j)
-            if lanes >= 0:
-                store(lane + j, load(lane + j, n - j) + g * (d * splat(r)), n - j)
+        while j < n and dx >= 0:
+            g = load(up + j, n - j) * load(weight + j, n - j)
+            store(to + j, (g - splat(mean) - (load(at + j, n - j) - splat(m)) * splat(share)) * splat(r), n - j)
+            j += LANES
+        j = 0
+        while j < n and lanes >= 0:
+            d = (load(at + j, n - j) - splat(m)) * splat(r)
+            store(lane + j, load(lane + j, n - j) + load(up + j, n - j) * d, n - j)
             j += LANES
 
 

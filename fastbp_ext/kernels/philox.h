@@ -23,7 +23,7 @@ FB_INLINE fb_words fb_mul_wide(fb_words a, uint32_t factor) {
 }
 
 /* words[16 w + b] = word w of the counter (16 line + b, count), in the lower half. */
-FB_INLINE void fb_philox(uint64_t *words, uint64_t line, uint64_t key, uint64_t count) {
+static __attribute__((noinline, unused)) void fb_philox(uint64_t *words, uint64_t line, uint64_t key, uint64_t count) {
     enum { N = FB_PHILOX_ABREAST };
     for (int first = 0; first < FB_PHILOX_BLOCKS; first += N * FB_PHILOX_LANES) {
         fb_words x[N][4];

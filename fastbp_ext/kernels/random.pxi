@@ -16,17 +16,22 @@ cdef inline void dropout(const fb_instruction* i, Py_ssize_t start, Py_ssize_t s
     cdef uint32_t least = <uint32_t> min(i.c[0] * 4294967296.0 + 0.5, 4294967295.0)
     cdef real scale = 1 / (1 - i.c[0]) if i.c[0] < 1 else 0
     cdef uint64_t words[WORDS]
+    cdef real part[WORDS]
+    cdef real* line
     cdef Py_ssize_t first, n, k
+    for k in range(WORDS):
+        part[k] = 0
     while start < stop:
         philox(words, start // WORDS, state[0], state[1])
         first = start % WORDS
         n = min(WORDS - first, stop - start)
-        if n == WORDS:
-            for k in range(WORDS):
-                y[k] = x[k] * (scale if <uint32_t> words[k] >= least else 0)
-        else:
-            for k in range(n):
-                y[k] = x[k] * (scale if <uint32_t> words[first + k] >= least else 0)
+        line = y if n == WORDS else part    # a part of a line is computed with the whole
+        if n < WORDS or x != y:
+            memcpy(line + first, x, n * sizeof(real))
+        for k in range(WORDS):
+            line[k] = line[k] * (scale if <uint32_t> words[k] >= least else 0)
+        if n < WORDS:
+            memcpy(y, part + first, n * sizeof(real))
         start += n
         y += n
         x += n

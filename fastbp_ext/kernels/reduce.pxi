@@ -237,11 +237,12 @@ cdef inline real fold_row(const fb_instruction* i, Py_ssize_t unit, Py_ssize_t n
     cdef real buffer[SUM_BLOCK]
     cdef int top = 0
     cdef Py_ssize_t j = 0, m
-    if n <= SUM_BLOCK:
-        return how.block(values_of(i, unit, 0, n, buffer), n) if n else how.identity
+    level[0] = how.identity
     while j < n:
         m = min(n - j, <Py_ssize_t> SUM_BLOCK)
         level[top] = how.block(values_of(i, unit, j, m, buffer), m)
+        if n <= SUM_BLOCK:
+            break
         top = carry(level, 1, j // SUM_BLOCK, 1, how.f)
         j += m
     return fold_level(level, top, how.f)
@@ -295,6 +296,13 @@ cdef inline void fold_far_rows(const fb_instruction* i, const char** x, Py_ssize
             d -= 1
 
 
+cdef inline void fold_each(vec* a, const vec* b, Py_ssize_t n, fold f) noexcept nogil:
+    """a[r] = f(a[r], b[r])"""
+    cdef Py_ssize_t r
+    for r in range(n):
+        a[r] = f(a[r], b[r])
+
+
 cdef inline vec of_columns(const fb_instruction* i, int operand, Py_ssize_t m, Py_ssize_t width) noexcept nogil:
     """The values of an operand that belong to sums m .. m + width, side by side."""
     cdef const real* p = <const real*> place(i, operand, 0, i.kept, m)
@@ -306,9 +314,7 @@ cdef inline void sum_rows(const fb_instruction* i, const char* x, Py_ssize_t n, 
     """Lanes of the sums of n <= SUM_QUARTER rows, some whole vectors of each: memory is read as it lies."""
     cdef Py_ssize_t r
     cdef int v
-    for v in range(vectors):
-        for r in range(SUM_LANES):
-            lane[v][r] = splat(0)
+    memset(lane, 0, vectors * SUM_LANES * sizeof(vec))
     for r in range(n):
         for v in range(vectors):
             lane[v][r % SUM_LANES] = lane[v][r % SUM_LANES] + load_all(<const real*> x + v * LANES)
@@ -322,9 +328,7 @@ cdef inline void sum_products(const fb_instruction* i, const char* x, Py_ssize_t
     cdef Py_ssize_t r, rest
     cdef int vectors = <int> ((width + LANES - 1) // LANES), v
     cdef vec product
-    for v in range(vectors):
-        for r in range(SUM_LANES):
-            lane[v][r] = splat(0)
+    memset(lane, 0, vectors * SUM_LANES * sizeof(vec))
     for r in range(n):
         for v in range(vectors):
             rest = width - v * LANES
@@ -385,17 +389,15 @@ cdef inline void reduce_columns(const fb_instruction* i, Py_ssize_t start, Py_ss
                     else:
                         how.columns(x, step, rows, width, lane[q][0])
                     x += rows * step
+            if quarters > 3:
+                fold_each(lane[2][0], lane[3][0], vectors * SUM_LANES, f)
+            if quarters > 1:
+                fold_each(lane[0][0], lane[1][0], vectors * SUM_LANES, f)
+            if quarters > 2:
+                fold_each(lane[0][0], lane[2][0], vectors * SUM_LANES, f)
             for v in range(vectors):
-                for r in range(SUM_LANES):
-                    if quarters > 3:
-                        lane[2][v][r] = f(lane[2][v][r], lane[3][v][r])
-                    if quarters > 1:
-                        lane[0][v][r] = f(lane[0][v][r], lane[1][v][r])
-                    if quarters > 2:
-                        lane[0][v][r] = f(lane[0][v][r], lane[2][v][r])
                 total[v] = how.lanes(lane[0][v])
-                if n > block:
-                    store_all(level[top] + v * LANES, total[v])
+                store_all(level[top] + v * LANES, total[v])
             if n > block:
                 top = carry(level[0], SUM_ABREAST * LANES, blocks, width, f)
             blocks += 1
@@ -477,7 +479,7 @@ cdef inline void reduce_many(const fb_instruction* i, Py_ssize_t start, Py_ssize
                          and not (i.ndim > i.kept and i.stride[1][i.ndim - 1] == sizeof(real))
                          and (i.operands == 2 or i.ndim == i.kept + 1))
     if columns:
-        reduce_columns(i, start, stop, how)
+        outlined_reduction(reduce_columns)(i, start, stop, how)
     else:
         reduce_rows(i, start, stop, how)
 

@@ -93,42 +93,26 @@ cdef inline void elementwise_rows(const fb_instruction* i, Py_ssize_t start, Py_
     cdef Py_ssize_t place[FB_DIMS]
     cdef int last = i.ndim - 1, d = last - 1, k
     cdef Py_ssize_t at = start, width = i.shape[last], left = start // width, column = start % width, n
-    for k in range(i.operands):
-        p[k] = <char*> i.p[k] + (0 if i.tile[k] else column * i.stride[k][last])
     while d >= 0:
         place[d] = left % i.shape[d]
         left //= i.shape[d]
-        for k in range(i.operands):
-            p[k] += 0 if i.tile[k] else place[d] * i.stride[k][d]
         d -= 1
-    while True:
+    while at < stop:
         n = min(width - column, stop - at)
+        for k in range(i.operands):
+            p[k] = <char*> i.p[k] + ((at - start) * i.itemsize[k] if i.tile[k] else column * i.stride[k][last])
+            for d in range(0 if i.tile[k] else last):
+                p[k] += place[d] * i.stride[k][d]
         i.inner(p, n, i.c)
         at += n
-        if at == stop:
-            return
-        for k in range(i.operands):
-            p[k] += n * i.itemsize[k] if i.tile[k] else -column * i.stride[k][last]
         column = 0
         d = last - 1
-        while True:
+        while d >= 0:
             place[d] += 1
             if place[d] < i.shape[d]:
                 break
             place[d] = 0
             d -= 1
-        for k in range(i.operands):
-            if not i.tile[k]:
-                p[k] += step_of(i, k, d)
-
-
-cdef inline Py_ssize_t step_of(const fb_instruction* i, int k, int d) noexcept nogil:
-    """Bytes from the last row before dimension d moves on to the first after it, in operand k."""
-    cdef Py_ssize_t step = i.stride[k][d]
-    cdef int e
-    for e in range(d + 1, i.ndim - 1):
-        step -= (i.shape[e] - 1) * i.stride[k][e]
-    return step
 
 
 cdef enum Access:
