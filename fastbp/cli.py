@@ -69,6 +69,8 @@ def parser():
     train.add_argument("--threads", type=count, metavar="N", help="at most so many; the bits do not depend on it")
     train.add_argument("--save", type=filename, metavar="FILE",
                        help="write the weights, for fastbp.load and load_state_dict")
+    train.add_argument("--log", type=filename, metavar="CSV", help="append each epoch's numbers to a file")
+    train.add_argument("--plot", type=filename, metavar="FILE", help="draw the learning curves; needs matplotlib")
     train.set_defaults(run=run_train)
     bench = commands.add_parser(
         "bench", help="time fastbp beside NumPy on this machine",
@@ -147,7 +149,7 @@ def run_train(args):
     from fastbp.train import train
     if args.threads:
         fb.set_num_threads(args.threads)
-    train(args.data, args.epochs, args.batch_size, args.lr, args.hidden, args.seed, args.save)
+    train(args.data, args.epochs, args.batch_size, args.lr, args.hidden, args.seed, args.save, args.log, args.plot)
 
 
 def run_circuit(args):

@@ -6,7 +6,7 @@ computed, and what recording has to make (an optimizer's state) can be taken bac
 import numpy as np
 
 from fastbp.errors import DtypeError, ShapeError, StagingError, error
-from fastbp.gates.shape import copy, narrow, widen
+from fastbp.gates.shape import copy, memory_order, narrow, widen
 from fastbp_ext.gate import Assign, Call, as_index
 from fastbp_ext.tensor import (
     OPERATORS,
@@ -156,10 +156,18 @@ class Recording:
             else:
                 self.grad_guards.append((leaf, actual is not None))
                 if actual is not None:
-                    actual = self.new_input(actual)
+                    actual = self._entry_grad(actual)
                     self.entry_grads.append((leaf, actual))
             self.grads[id(leaf)] = leaf, actual
         return self.grads[id(leaf)][1]
+
+    def _entry_grad(self, given):
+        """A recorded tensor for a gradient that is there at each call; it lies as the first call's does."""
+        order = memory_order(given)
+        t = self.new_input(view_of(given, [given.shape[d] for d in order], [given.strides[d] for d in order],
+                                   given._offset))
+        strides = [t.strides[order.index(d)] for d in range(given.ndim)]
+        return view_of(t, given.shape, strides, 0)
 
     def set_grad(self, leaf, value):
         """leaf.grad = value"""

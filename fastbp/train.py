@@ -1,12 +1,11 @@
-"""`fastbp train`: a two-layer ReLU net on images of digits, and the same epochs in NumPy."""
-import sys
+"""`fastbp train` on images: a two-layer net (mlp), beside the same epochs in NumPy, or LeNet-5 (lenet)."""
 import time
 from pathlib import Path
 
 import numpy as np
 
 import fastbp as fb
-from fastbp import data, nn, optim
+from fastbp import callbacks, data, nn, optim
 from fastbp.errors import error
 
 
@@ -39,34 +38,8 @@ def make_net(inputs, hidden, classes, seed):
 
 def evaluate(model, X, y, batch_size=1000):
     """Mean loss and share of errors over a split."""
-    loss = errors = 0.0
-    with fb.no_grad():
-        for xb, yb in data.batches(X, y, batch_size=batch_size):
-            scores = model(xb)
-            loss += fb.cross_entropy(scores, yb, reduction="sum").item()
-            errors += int((scores.numpy().argmax(1) != yb).sum())
-    return loss / len(X), errors / len(X)
-
-
-class Bar:
-    """A progress bar on a terminal, nothing elsewhere."""
-
-    def __init__(self, total, stream):
-        self.total, self.stream, self.shown = total, stream, 0.0
-        self.live = stream.isatty()
-
-    def show(self, done, text):
-        now = time.perf_counter()
-        if self.live and now - self.shown > 0.1:
-            self.shown = now
-            filled = 30 * done // self.total
-            self.stream.write(f"\r{text} [{'#' * filled}{'.' * (30 - filled)}] {100 * done // self.total:3d} %")
-            self.stream.flush()
-
-    def clear(self):
-        if self.live:
-            self.stream.write("\r" + " " * 78 + "\r")
-            self.stream.flush()
+    scores = model.predict(X, batch_size=batch_size)
+    return fb.cross_entropy(scores, y).item(), float((scores.numpy().argmax(1) != y).mean())
 
 
 def make_step(model, lr):
@@ -82,22 +55,6 @@ def make_step(model, lr):
         return loss
 
     return step
-
-
-def run_fastbp(model, X, y, epochs, batch_size, lr, seed, after_epoch):
-    """Train by SGD; `after_epoch(epoch, seconds)` is not counted. Seconds of training are returned."""
-    step, rng = make_step(model, lr), np.random.default_rng(seed)
-    total = 0.0
-    for epoch in range(epochs):
-        bar = Bar(len(X), sys.stderr)
-        begin = time.perf_counter()
-        step.epoch(X, y, batch_size=batch_size, shuffle=True, rng=rng,
-                   progress=lambda done, total, e=epoch, b=bar: b.show(done, f"epoch {e + 1:3d}/{epochs}"))
-        seconds = time.perf_counter() - begin
-        bar.clear()
-        total += seconds
-        after_epoch(epoch, seconds)
-    return total
 
 
 def run_numpy(weights, X, y, epochs, batch_size, lr, seed):
@@ -134,11 +91,33 @@ def weights_of(model):
     return [p.numpy().T.copy() for layer in (model[0], model[2]) for p in (layer.weight, layer.bias)]
 
 
-def train(folder=None, epochs=None, batch_size=None, lr=None, hidden=None, seed=0, save=None, out=print):
-    """What `fastbp train` does; the last epoch's test error is returned."""
-    if save is not None and not Path(save).resolve().parent.is_dir():
-        raise error(FileNotFoundError, "train: the weights can't be saved there", got=save,
+def table(out, n):
+    """A callback that prints a line for each epoch of n images, below a heading."""
+    out(f"{'epoch':>5} {'train loss':>11} {'train error':>12} {'test loss':>10} {'test error':>11} {'images/s':>10}")
+
+    def line(record):
+        out(f"{record['epoch']:5d} {record['train_loss']:11.4f} {record['train_error']:12.2%} "
+            f"{record['test_loss']:10.4f} {record['test_error']:11.2%} {n / record['seconds']:10,.0f}")
+    return line
+
+
+def files(log, plot):
+    """Callbacks that write a log and draw the curves, where paths are given."""
+    return [*([callbacks.CSVLog(log)] if log else []), *([callbacks.Plot(plot)] if plot else [])]
+
+
+def check_folder(path, what):
+    """FileNotFoundError where a file can't be made at `path`, if that is not None."""
+    if path is not None and not Path(path).resolve().parent.is_dir():
+        raise error(FileNotFoundError, f"train: {what} can't be saved there", got=path,
                     expected="a file in a folder that exists", fix="make the folder first")
+
+
+def train(folder=None, epochs=None, batch_size=None, lr=None, hidden=None, seed=0, save=None, log=None, plot=None,
+          out=print):
+    """What `fastbp train` does; the last epoch's test error is returned."""
+    check_folder(save, "the weights")
+    check_folder(plot, "the curves")
     (X, y), (X_test, y_test) = load(folder, seed)
     small = X.shape[1] <= 64
     epochs = epochs or (40 if small else 5)
@@ -150,22 +129,21 @@ def train(folder=None, epochs=None, batch_size=None, lr=None, hidden=None, seed=
     start = weights_of(model)
     out(f"{X.shape[1]}-{hidden}-{classes} ReLU net, SGD on cross-entropy, rate {lr:g}, batches of {batch_size}; "
         f"{len(X):,} images to train on, {len(X_test):,} to test")
-    out(f"{'epoch':>5} {'train loss':>11} {'train error':>12} {'test loss':>10} {'test error':>11} {'images/s':>10}")
-    test_error = None
 
-    def after_epoch(epoch, seconds):
-        nonlocal test_error
-        loss, train_error = evaluate(model, X, y)
-        test_loss, test_error = evaluate(model, X_test, y_test)
-        out(f"{epoch + 1:5d} {loss:11.4f} {train_error:12.2%} {test_loss:10.4f} {test_error:11.2%} "
-            f"{len(X) / seconds:10,.0f}")
+    def validate():
+        return {f"{split}_{name}": value for split, rows in (("train", (X, y)), ("test", (X_test, y_test)))
+                for name, value in zip(("loss", "error"), evaluate(model, *rows), strict=True)}
 
-    ours = run_fastbp(model, X, y, epochs, batch_size, lr, seed, after_epoch)
+    history = fb.fit(make_step(model, lr), X, y, epochs=epochs, batch_size=batch_size, rng=seed, progress="bar",
+                     validation=validate, callbacks=[table(out, len(X)), *files(log, plot)])
     if save is not None:
         fb.save(save, model.state_dict())
         out(f"weights saved to {save}")
+    if len(history) < epochs:
+        return None
+    ours = sum(history["seconds"])
     numpys, reached = run_numpy(start, X, y, epochs, batch_size, lr, seed)
     apart = max(float(np.abs(a - b).max()) for a, b in zip(weights_of(model), reached, strict=True))
     out(f"the same {epochs} epochs: fastbp {ours:.2f} s, NumPy {numpys:.2f} s, {numpys / ours:.1f} times as long; "
         f"weights differ by at most {apart:.1g}")
-    return test_error
+    return history["test_error"][-1]

@@ -9,7 +9,7 @@ from libc.string cimport memset
 
 from fastbp_ext.abi cimport FB_CONSTANTS, FB_OPERANDS
 from fastbp_ext.lower cimport (lower_columns, lower_copy, lower_elementwise, lower_fold, lower_product, lower_reduce,
-                               lower_rows, lower_scatter, lower_state, lower_take)
+                               lower_rows, lower_scatter, lower_state, lower_take, lower_windows)
 from fastbp_ext.program cimport Executor, now
 from fastbp_ext.tensor cimport (BOOL, CHECKS, FLOAT32, FLOAT64, INT8, INT16, INT32, INT64, MAX_DIMS, RUNS, UINT8,
                                 UINT16, UINT64, Dtype, Tensor, as_python, blank, blank_like, dtype_name,
@@ -45,11 +45,13 @@ cdef enum Form:
     RANDOM
     MOMENT
     COMBINE
+    WINDOWS
     CUSTOM
 
 FORMS = {"elementwise": ELEMENTWISE, "view": VIEW, "copy": COPY, "reduce": REDUCE, "reduce one": REDUCE_ONE,
          "product": PRODUCT, "rows": ROWS, "take": TAKE, "scatter": SCATTER, "join": JOIN, "place": PLACE,
-         "convert": CONVERT, "random": RANDOM, "moment": MOMENT, "combine": COMBINE, "custom": CUSTOM}
+         "convert": CONVERT, "random": RANDOM, "moment": MOMENT, "combine": COMBINE, "windows": WINDOWS,
+         "custom": CUSTOM}
 
 
 cdef _raise(str kind, str what, got, expected, fix):
@@ -454,6 +456,8 @@ cdef class Gate:
             return lower_scatter(to, kernel, y, x, xs[1:], params["axis"])
         if self.loop == JOIN:
             return self.join(to, y, xs, params["axis"])
+        if self.loop == WINDOWS:
+            return lower_windows(to, kernel, y, xs, params["window"].space, params["window"].geometry, params["units"])
         return self.place(to, y, x, params)
 
     cdef Tensor condition(self, object x):
@@ -604,7 +608,7 @@ cdef class Gate:
             if y.abstract:
                 recorder().add(y)
             return y
-        if self.loop == ROWS or self.loop == SCATTER or self.loop == RANDOM:
+        if self.loop == ROWS or self.loop == SCATTER or self.loop == RANDOM or self.loop == WINDOWS:
             for item in xs:
                 if not (<Tensor> item).contiguous:
                     raise SystemError(f"{self.name}: its kernel walks contiguous memory; the row lacks contiguous()")
@@ -782,8 +786,9 @@ cdef _out_of_range(Tensor x, Py_ssize_t n, int64_t value, Py_ssize_t size, str g
 cdef class Update:
     """A stage that changes memory in place: kernel(outputs..., inputs..., hyperparameters).
 
-    The outputs are read too. `hyper` holds float64 hyperparameters, handed over as they are: one
-    vector; or, where a clock changes the hyperparameters themselves and nothing else, many.
+    The outputs are read too; the kernel's constant says how many there are. `hyper` holds float64
+    hyperparameters, handed over as they are: one vector; or, where a clock changes the
+    hyperparameters themselves and nothing else, many.
     """
     cdef readonly str name      # the kernel's
     cdef readonly tuple outputs
@@ -803,6 +808,7 @@ cdef class Update:
     def lower_to(self, Executor to, tuple outputs, tuple inputs, params=None):
         """Hand the instruction to an executor."""
         cdef void* operands[FB_OPERANDS]
+        cdef double c[FB_CONSTANTS]
         cdef int n = 0
         cdef Tensor w
         if not outputs:
@@ -812,8 +818,10 @@ cdef class Update:
             operands[n] = <void*> item
             n += 1
         w = <Tensor> outputs[0]
+        memset(c, 0, sizeof(c))
+        c[0] = len(outputs)
         lower_elementwise(to, <void*> <size_t> TABLE[dtype_name(w.kind)][self.name], len(outputs), 1, n,
-                          operands, NULL)
+                          operands, c)
 
     cdef run(self):
         """Now; or, where a function is recorded, at each replay."""

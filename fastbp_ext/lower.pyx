@@ -15,6 +15,7 @@ cdef enum:
     MANY_ROWS = 16
     COLUMN_ROWS = 256    # SUM_QUARTER of kernels/reduce.pxi: lanes of so many rows are one thread's
     REPEATED_ROW = 256    # and of fewer than these where one row is read again and again
+    SPACE = 8    # sizes of the space of windows that are walked; the others are those of the larger map
 
 cdef fb_run direct = <fb_run> <size_t> TABLE["int64"]["direct"]
 cdef fb_run strided = <fb_run> <size_t> TABLE["int64"]["strided"]
@@ -25,6 +26,10 @@ copies[1] = <void*> <size_t> TABLE["int64"]["copy1"]
 copies[2] = <void*> <size_t> TABLE["int64"]["copy2"]
 copies[4] = <void*> <size_t> TABLE["int64"]["copy4"]
 copies[8] = <void*> <size_t> TABLE["int64"]["copy8"]
+
+cdef fb_run turns[9]
+turns[4] = <fb_run> <size_t> TABLE["float32"]["turn_copy"]
+turns[8] = <fb_run> <size_t> TABLE["float64"]["turn_copy"]
 
 cdef struct SpreadForm:
     # The form of a kernel for which some operands, bits of `single`, are one value for all elements.
@@ -201,7 +206,19 @@ cdef int lower_elementwise(Executor to, void* kernel, int outputs, int pointers,
                     i.itemsize[k] = 0    # one value for all: handed over as it is
             i.plain = 1
     i.walked = i.ndim
+    if i.run == strided and turns_copy(&i):
+        i.run = turns[i.itemsize[0]]
+        i.walked = i.ndim - 1
+        i.units = y.count // i.shape[i.walked]
+        i.grain = SHORT_ROW
     return to.put(&i, operands)
+
+
+cdef bint turns_copy(fb_instruction* i) noexcept:
+    """Whether it is a copy whose last dimension lies densely in y, and the one before it in x."""
+    cdef int size = i.itemsize[0], d = i.ndim - 1
+    return (i.inner == <fb_inner> copies[size] and size >= 4 and d > 0
+            and i.stride[0][d] == i.stride[1][d - 1] == size)
 
 
 cdef int lower_copy(Executor to, Tensor y, Tensor x) except -1:
@@ -488,6 +505,33 @@ cdef int lower_scatter(Executor to, void* kernel, Tensor y, Tensor dy, tuple ind
     i.units = i.grain = 1
     i.work = y.count + dy.count
     i.c[0] = y.count
+    return to.put(&i, operands)
+
+
+cdef int lower_windows(Executor to, void* kernel, Tensor y, tuple xs, tuple space, tuple geometry,
+                       Py_ssize_t units) except -1:
+    """kernel(y, xs...) on windows: the space and the geometry of kernels/convolution.pxi; all contiguous."""
+    cdef fb_instruction i
+    cdef void* operands[FB_OPERANDS]
+    cdef int k = 1
+    operands[0] = <void*> y
+    for x in xs:
+        operands[k] = <void*> x
+        k += 1
+    i.operands = k
+    i.outputs = 1
+    i.kept = i.walked = i.ndim = 0
+    i.run = <fb_run> kernel
+    i.units = units
+    i.grain = 1
+    i.work = 1
+    for k in range(i.operands):
+        set_operand(&i, k, <Tensor> operands[k])
+    for k in range(len(space)):
+        i.shape[k] = space[k]
+        i.work *= i.shape[k] if k < SPACE else 1
+    for k in range(len(geometry)):
+        i.stride[FB_OPERANDS - 1][k] = geometry[k]
     return to.put(&i, operands)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 import fastbp as fb
+from fastbp.nn import functional as F
 from fastbp.random import stream
 
 erf = np.vectorize(math.erf, otypes=[float])
@@ -18,6 +19,10 @@ erfc = np.vectorize(math.erfc, otypes=[float])
 
 def anywhere(rng, shape):
     return rng.uniform(-3, 3, shape)
+
+
+def small(rng, shape):
+    return rng.uniform(-0.5, 0.5, shape)
 
 
 def positive(rng, shape):
@@ -159,6 +164,58 @@ def hinge(s):
 def huber(x, t, delta=1.0):
     d = np.abs(x - t)
     return np.where(d <= delta, d * d / 2, delta * (d - delta / 2))
+
+
+def windows(x, kernel, stride, padding, dilation, fill, out):
+    """The windows (N, C, OH, OW, KH, KW) of images, `fill` outside of them; padding before, size of the map: out."""
+    n, c, h, w = x.shape
+    reach = [(o - 1) * s + d * (k - 1) + 1 for o, s, d, k in zip(out, stride, dilation, kernel, strict=True)]
+    wide = np.full((n, c, *(max(r, p + size) for r, p, size in zip(reach, padding, (h, w), strict=True))), fill)
+    wide[:, :, padding[0]:padding[0] + h, padding[1]:padding[1] + w] = x
+    rows, columns = [np.arange(o)[:, None] * s + np.arange(k) * d
+                     for o, s, k, d in zip(out, stride, kernel, dilation, strict=True)]
+    return wide[:, :, rows[:, None, :, None], columns[None, :, None, :]]
+
+
+def pair(x):
+    return x if isinstance(x, tuple) else (x, x)
+
+
+def map_size(shape, kernel, stride, padding, dilation):
+    return [(n + 2 * p - d * (k - 1) - 1) // s + 1
+            for n, k, s, p, d in zip(shape, kernel, stride, padding, dilation, strict=True)]
+
+
+def conv2d(x, w, b=0, stride=1, padding=0, dilation=1, groups=1, out=None):
+    stride, padding, dilation = pair(stride), pair(padding), pair(dilation)
+    out = out or map_size(x.shape[2:], w.shape[2:], stride, padding, dilation)
+    seen = windows(x, w.shape[2:], stride, padding, dilation, 0.0, out)
+    parts = [np.einsum("nchwkl,ockl->nohw", s, v)
+             for s, v in zip(np.split(seen, groups, 1), np.split(w, groups), strict=True)]
+    return np.concatenate(parts, 1) + np.reshape(b, (-1, 1, 1))
+
+
+def convolved(shapes, draw=anywhere, **options):
+    return Case(lambda *xs: F.conv2d(*xs, **options), lambda *xs: conv2d(*xs, **options), shapes, draw)
+
+
+def max_pool2d(x, kernel, stride=None, padding=0, dilation=1, out=None):
+    kernel, padding, dilation = pair(kernel), pair(padding), pair(dilation)
+    stride = pair(stride or kernel)
+    out = out or map_size(x.shape[2:], kernel, stride, padding, dilation)
+    return windows(x, kernel, stride, padding, dilation, -np.inf, out).max((-2, -1))
+
+
+def avg_pool2d(x, kernel, stride, padding, padded=True):
+    kernel, stride, padding = pair(kernel), pair(stride), pair(padding)
+    out = map_size(x.shape[2:], kernel, stride, padding, (1, 1))
+    sums = windows(x, kernel, stride, padding, (1, 1), 0.0, out).sum((-2, -1))
+    ones = windows(np.ones_like(x), kernel, stride, padding, (1, 1), 0.0, out).sum((-2, -1))
+    return sums / (kernel[0] * kernel[1] if padded else ones)
+
+
+def pooled(call, oracle, shape=(3, 2, 6, 7)):
+    return Case(call, oracle, [shape], distinct)
 
 
 PLACES = np.array([[2, 0], [1, 2]])
@@ -334,6 +391,12 @@ CASES = {
     # random
     "dropout": [Case(lambda x, p=p: fb.dropout(x, p, rng=3), lambda x, p=p: dropped(x, p, 3), [shape])
                 for p, shape in ((0.3, (7, 5)), (0.5, (4, 3, 50)))],
+    "dropout1d": [Case(lambda x: F.dropout1d(x, 0.4, rng=3), lambda x: x * dropped(np.ones((3, 5, 1)), 0.4, 3),
+                       [(3, 5, 4)])],
+    "dropout2d": [Case(lambda x: F.dropout2d(x, 0.4, rng=3), lambda x: x * dropped(np.ones((3, 5, 1, 1)), 0.4, 3),
+                       [(3, 5, 4, 2)])],
+    # embedding
+    "embedding": [Case(lambda w: F.embedding(PLACES, w), lambda w: w[PLACES], [(4, 5)])],
     # attention
     "scaled_dot_product_attention": [
         Case(fb.scaled_dot_product_attention, attention, [(2, 4, 5), (2, 3, 5), (2, 3, 6)]),
@@ -359,6 +422,42 @@ CASES = {
         Case(lambda x: fb.cross_entropy(x, np.array(1)), lambda x: cross_entropy(x[None], np.array([1])), [(3,)])],
     "hinge_loss": [Case(lambda s: fb.hinge_loss(s, LABELS), lambda s: hinge(s).mean(), [(4, 3)]),
                    Case(lambda s: fb.hinge_loss(s, LABELS, reduction="none"), hinge, [(4, 3)])],
+    # nn.functional's own
+    "linear": [Case(F.linear, lambda x, w, b: x @ w.T + b, [(4, 3), (5, 3), (5,)]),
+               Case(F.linear, lambda x, w: x @ w.T, [(2, 4, 3), (5, 3)])],
+    "conv2d": [convolved([(3, 2, 6, 7), (5, 2, 3, 2), (5,)]), convolved([(1, 1, 4, 4), (1, 1, 4, 4)]),
+               convolved([(17, 3, 5, 5), (2, 3, 2, 2)], padding=1),
+               convolved([(2, 4, 7, 8), (6, 2, 3, 3), (6,)], stride=(2, 3), padding=(2, 1), groups=2),
+               convolved([(2, 3, 9, 8), (3, 1, 3, 2)], dilation=(2, 3), padding=2, groups=3),
+               convolved([(5, 2, 6, 5), (3, 2, 3, 3)], stride=2, dilation=2, padding=2),
+               convolved([(2, 1, 3, 40), (1, 1, 1, 600)], padding=(0, 290)),
+               convolved([(2, 70, 3, 3), (9, 70, 3, 3), (9,)], small, padding=1),
+               Case(lambda x, w: F.conv2d(x, w, padding="same", dilation=(1, 2)),
+                    lambda x, w: conv2d(x, w, padding=(0, 2), dilation=(1, 2), out=(5, 6)),
+                    [(2, 2, 5, 6), (3, 2, 2, 3)]),
+               Case(F.conv2d, lambda x, w: conv2d(x[None], w)[0], [(2, 5, 6), (3, 2, 2, 3)])],
+    "conv1d": [Case(F.conv1d, lambda x, w, b: conv2d(x[:, :, None], w[:, :, None], b)[:, :, 0],
+                    [(3, 2, 9), (4, 2, 3), (4,)]),
+               Case(lambda x, w: F.conv1d(x, w, stride=2, padding=3, dilation=2, groups=2),
+                    lambda x, w: conv2d(x[:, :, None], w[:, :, None], 0, (1, 2), (0, 3), (1, 2), 2)[:, :, 0],
+                    [(3, 4, 9), (4, 2, 3)])],
+    "max_pool2d": [pooled(lambda x: F.max_pool2d(x, 2), lambda x: max_pool2d(x, 2)),
+                   pooled(lambda x: F.max_pool2d(x, 2), lambda x: max_pool2d(x, 2), (17, 1, 4, 6)),
+                   pooled(lambda x: F.max_pool2d(x, 3, 2, 1), lambda x: max_pool2d(x, 3, 2, 1)),
+                   pooled(lambda x: F.max_pool2d(x, (3, 2), 1, dilation=(2, 3)),
+                          lambda x: max_pool2d(x, (3, 2), 1, 0, (2, 3))),
+                   pooled(lambda x: F.max_pool2d(x, 2, ceil_mode=True), lambda x: max_pool2d(x, 2, out=(3, 4))),
+                   pooled(lambda x: F.max_pool2d(x, 1, 2), lambda x: max_pool2d(x[None], 1, 2)[0], (2, 5, 4))],
+    "avg_pool2d": [pooled(lambda x: F.avg_pool2d(x, 2), lambda x: avg_pool2d(x, 2, 2, 0)),
+                   pooled(lambda x: F.avg_pool2d(x, 3, 2, 1), lambda x: avg_pool2d(x, 3, 2, 1)),
+                   pooled(lambda x: F.avg_pool2d(x, (3, 2), 1, 1, count_include_pad=False),
+                          lambda x: avg_pool2d(x, (3, 2), 1, 1, False)),
+                   pooled(lambda x: F.avg_pool2d(x, 3, divisor_override=2), lambda x: avg_pool2d(x, 3, 3, 0) * 4.5)],
+    "adaptive_avg_pool2d": [
+        pooled(lambda x: F.adaptive_avg_pool2d(x, 1), lambda x: x.mean((2, 3), keepdims=True)),
+        pooled(lambda x: F.adaptive_avg_pool2d(x, (3, None)), lambda x: avg_pool2d(x, (2, 1), (2, 1), 0)),
+        pooled(lambda x: F.adaptive_avg_pool2d(x, (6, 3)), lambda x: np.stack(
+            [x[..., :3].mean(-1), x[..., 2:5].mean(-1), x[..., 4:].mean(-1)], -1))],
 }
 
 ALL = [(name, k) for name, rows in CASES.items() for k in range(len(rows))]

@@ -5,6 +5,7 @@ from cases import ALL, CASES, EACH_ELEMENT, tolerance
 
 import fastbp as fb
 from fastbp.gates import GATES, INTERNAL
+from fastbp.nn import functional as F
 
 DTYPES = [np.float32, np.float64]
 each_case = pytest.mark.parametrize("name, k", ALL)
@@ -30,7 +31,7 @@ def direction_check(f, gradient_at, xs, rng, eps=1e-6, tolerance=2e-6):
 
 
 def test_every_gate_has_a_case_and_a_docstring():
-    assert set(CASES) == set(GATES)
+    assert set(CASES) == set(GATES) | set(F.__all__)
     for name, gate in {**GATES, **INTERNAL}.items():
         assert gate.__doc__, name
         assert "=" in gate.__doc__.splitlines()[0], f"{name}: the docstring begins with the formula"
@@ -166,6 +167,17 @@ def test_broadcast_inputs_give_the_same_bits(name, k):
         y.backward(seed)
         z.backward(seed)
         assert all(same_bits(a.grad, b.grad) for a, b in zip(plain, laid, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.int16, np.float32, np.int64])
+def test_copies_of_turned_arrays(dtype):
+    """Blocks of rows and columns, whole and cut, behind other dimensions too."""
+    for shape in ((1, 5), (16, 16), (17, 33), (70, 3), (3, 16, 40), (2, 3, 5, 18), (0, 4)):
+        x = (np.arange(np.prod(shape)) % 127).astype(dtype).reshape(shape)
+        order = (*range(len(shape) - 2), len(shape) - 1, len(shape) - 2)
+        for given in (x, x[..., ::-1, :], x[..., :-1, 1:]):
+            turned = fb.from_numpy(given).transpose(order)
+            assert same_bits(turned.reshape(-1), given.transpose(order).reshape(-1))
 
 
 @each_case

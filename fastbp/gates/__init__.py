@@ -1,10 +1,23 @@
 """The gates, by family."""
 from fastbp_ext.tensor import OPERATORS
 
-from . import activation, arithmetic, attention, embedding, linear, loss, normalization, random, reduction, shape
+from . import (
+    activation,
+    arithmetic,
+    attention,
+    convolution,
+    embedding,
+    linear,
+    loss,
+    normalization,
+    random,
+    reduction,
+    shape,
+)
 from .row import GATES, INTERNAL, grouped
 
-_FAMILIES = (arithmetic, activation, shape, reduction, linear, normalization, random, attention, embedding, loss)
+_FAMILIES = (arithmetic, activation, shape, reduction, linear, normalization, random, attention, embedding, convolution,
+             loss)
 
 OPERATORS["__getitem__"] = GATES["getitem"]
 OPERATORS["transpose"] = GATES["transpose"]
@@ -26,5 +39,5 @@ def _cell(doc):
     return doc.strip().splitlines()[0].replace("|", "\\|")
 
 
-__all__ = ["GATES", "INTERNAL", "activation", "arithmetic", "attention", "embedding", "grouped", "linear", "loss",
-           "normalization", "random", "reduction", "shape", "table"]
+__all__ = ["GATES", "INTERNAL", "activation", "arithmetic", "attention", "convolution", "embedding", "grouped",
+           "linear", "loss", "normalization", "random", "reduction", "shape", "table"]

@@ -9,21 +9,16 @@ from fastbp_ext.tensor import from_numpy, no_grad
 from .arithmetic import sqrt, square
 from .reduction import mean, sum
 from .row import composite, elementwise, gate
-from .shape import broadcast_to, contiguous, expand_dims, reshape, size_of, take, transpose
+from .shape import broadcast_to, contiguous, expand_dims, memory_order, reshape, size_of, take, transpose
 
 # --- channels: of x (N, C, ...) dimension 1. A sum over one is of sums over each sample, so that it is as fast where
 # the batch lies last in memory, as behind a convolution.
 
 
-def _order(x):
-    """x's dimensions as they lie in memory, the outermost first."""
-    return sorted(range(x.ndim), key=lambda d: -x.strides[d])
-
-
 def _without_gaps(x):
     """x, or a copy in C order where its memory has gaps or repeats."""
     step = x.dtype.itemsize
-    for d in reversed(_order(x)):
+    for d in reversed(memory_order(x)):
         if x.shape[d] != 1 and x.strides[d] != step:
             return contiguous(x)
         step *= x.shape[d]
@@ -34,7 +29,7 @@ def _laid_as(z, x):
     """z, or a copy of it that lies as x does."""
     if z.strides == x.strides:
         return z
-    order = _order(x)
+    order = memory_order(x)
     return transpose(contiguous(transpose(z, order)), [order.index(d) for d in range(x.ndim)])
 
 

@@ -125,6 +125,11 @@ def flatten(x, start_dim=0, end_dim=-1):
     return reshape(x, (*x.shape[:start], size_of(x.shape[start:end + 1]), *x.shape[end + 1:]))
 
 
+def memory_order(x):
+    """The dimensions of x in the order in which they lie, the longest step first."""
+    return sorted(range(x.ndim), key=lambda d: -abs(x.strides[d]))
+
+
 _REVERSED = [tuple(reversed(range(n))) for n in range(16)]
 
 

@@ -1,5 +1,5 @@
 """Layers, losses and what holds them together, with PyTorch's names and meanings."""
-from fastbp.nn import functional, init
+from fastbp.nn import functional, init, utils
 from fastbp.nn.activation import (
     ELU,
     GELU,
@@ -13,6 +13,7 @@ from fastbp.nn.activation import (
     Softplus,
     Tanh,
 )
+from fastbp.nn.convolution import AdaptiveAvgPool2d, AvgPool2d, Conv1d, Conv2d, MaxPool2d
 from fastbp.nn.dropout import Dropout, Dropout1d, Dropout2d
 from fastbp.nn.embedding import Embedding
 from fastbp.nn.flatten import Flatten, Unflatten
@@ -21,8 +22,8 @@ from fastbp.nn.loss import BCEWithLogitsLoss, CrossEntropyLoss, HuberLoss, L1Los
 from fastbp.nn.module import Module, ModuleList, Parameter, Sequential
 from fastbp.nn.normalization import BatchNorm1d, BatchNorm2d, LayerNorm, RMSNorm
 
-__all__ = ["BCEWithLogitsLoss", "BatchNorm1d", "BatchNorm2d", "CrossEntropyLoss", "Dropout", "Dropout1d",
-           "Dropout2d", "ELU", "Embedding", "Flatten", "GELU", "HuberLoss", "Identity", "L1Loss", "LayerNorm",
-           "LeakyReLU", "Linear", "LogSoftmax", "MSELoss", "Module", "ModuleList", "Parameter", "RMSNorm",
-           "ReLU", "Sequential", "SiLU", "Sigmoid", "Softmax", "Softplus", "Tanh", "Unflatten", "functional",
-           "init"]
+__all__ = ["AdaptiveAvgPool2d", "AvgPool2d", "BCEWithLogitsLoss", "BatchNorm1d", "BatchNorm2d", "Conv1d",
+           "Conv2d", "CrossEntropyLoss", "Dropout", "Dropout1d", "Dropout2d", "ELU", "Embedding", "Flatten",
+           "GELU", "HuberLoss", "Identity", "L1Loss", "LayerNorm", "LeakyReLU", "Linear", "LogSoftmax",
+           "MSELoss", "MaxPool2d", "Module", "ModuleList", "Parameter", "RMSNorm", "ReLU", "Sequential",
+           "SiLU", "Sigmoid", "Softmax", "Softplus", "Tanh", "Unflatten", "functional", "init", "utils"]

@@ -2,6 +2,7 @@
 from fastbp.errors import ShapeError, error
 from fastbp.gates import GATES
 from fastbp.gates.attention import scaled_dot_product_attention
+from fastbp.gates.convolution import adaptive_avg_pool2d, avg_pool2d, conv1d, conv2d, max_pool2d
 from fastbp.gates.embedding import embedding
 from fastbp.gates.linear import matmul, matrices
 from fastbp.gates.loss import (
@@ -16,10 +17,11 @@ from fastbp.gates.normalization import batch_norm, layer_norm, rms_norm
 from fastbp.gates.random import channel_dropout, dropout
 from fastbp_ext.gate import tensors_of
 
-__all__ = ["batch_norm", "binary_cross_entropy_with_logits", "cross_entropy", "dropout", "dropout1d",
-           "dropout2d", "elu", "embedding", "gelu", "hinge_loss", "huber_loss", "l1_loss", "layer_norm",
-           "leaky_relu", "linear", "log_softmax", "mse_loss", "relu", "rms_norm",
-           "scaled_dot_product_attention", "sigmoid", "silu", "softmax", "softplus", "tanh"]
+__all__ = ["adaptive_avg_pool2d", "avg_pool2d", "batch_norm", "binary_cross_entropy_with_logits", "conv1d",
+           "conv2d", "cross_entropy", "dropout", "dropout1d", "dropout2d", "elu", "embedding", "gelu",
+           "hinge_loss", "huber_loss", "l1_loss", "layer_norm", "leaky_relu", "linear", "log_softmax",
+           "max_pool2d", "mse_loss", "relu", "rms_norm", "scaled_dot_product_attention", "sigmoid", "silu",
+           "softmax", "softplus", "tanh"]
 
 relu, sigmoid, tanh, silu, gelu = (GATES[name] for name in ("relu", "sigmoid", "tanh", "silu", "gelu"))
 leaky_relu, elu = GATES["leaky_relu"], GATES["elu"]

@@ -34,7 +34,7 @@ class _BatchNorm(Module):
         y = F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, training or not tracked,
                          share, self.eps)
         if training and tracked:
-            tick_state("tick", [self.num_batches_tracked])
+            tick_state("one_more", [self.num_batches_tracked])
         return y
 
     def extra_repr(self):

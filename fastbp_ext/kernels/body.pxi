@@ -14,8 +14,9 @@ include "index.pxi"
 include "update.pxi"
 include "random.pxi"
 include "matmul.pxi"
+include "convolution.pxi"
 
 cdef inline dict kernels():
     """Every kernel's address by its name."""
     return {**elementwise_kernels(), **reduce_kernels(), **softmax_kernels(), **normalize_kernels(), **index_kernels(),
-            **update_kernels(), **random_kernels(), **matmul_kernels()}
+            **update_kernels(), **random_kernels(), **matmul_kernels(), **convolution_kernels()}
