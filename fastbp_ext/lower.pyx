@@ -92,13 +92,13 @@ cdef int join(fb_instruction* i, int first, int last) noexcept:
     return to - first
 
 
-cdef void sort_by_output(fb_instruction* i) noexcept:
-    """Dimensions in the order in which they lie in the first output."""
+cdef void sort_dimensions(fb_instruction* i, int operand, int count) noexcept:
+    """The first dimensions, so many, in the order in which they lie in an operand."""
     cdef int d, e, k
     cdef Py_ssize_t held
-    for d in range(1, i.ndim):
+    for d in range(1, count):
         e = d
-        while e > 0 and abs(i.stride[0][e - 1]) < abs(i.stride[0][e]):
+        while e > 0 and abs(i.stride[operand][e - 1]) < abs(i.stride[operand][e]):
             i.shape[e - 1], i.shape[e] = i.shape[e], i.shape[e - 1]
             for k in range(i.operands):
                 held = i.stride[k][e]
@@ -190,7 +190,7 @@ cdef int lower_elementwise(Executor to, void* kernel, int outputs, int pointers,
                 for d in range(y.rank):
                     i.stride[k][d] = 0
         if not y.contiguous:
-            sort_by_output(&i)
+            sort_dimensions(&i, 0, i.ndim)
             if y.rank > 1 and i.shape[0] >= MANY_ROWS:
                 i.grain = y.count // i.shape[0]
         i.ndim = join(&i, 0, i.ndim)
@@ -274,6 +274,7 @@ cdef int lower_reduce(Executor to, void* kernel, Tensor y, Tensor x, object axes
         i.stride[0][d] = step
         step *= i.shape[d]
         d -= 1
+    sort_dimensions(&i, 1, at)    # the sums of what lies side by side are taken side by side
     i.kept = join(&i, 0, at)
     at = i.kept
     for d in range(x.rank):

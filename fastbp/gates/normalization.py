@@ -33,33 +33,30 @@ def _laid_as(z, x):
     return transpose(contiguous(transpose(z, order)), [order.index(d) for d in range(x.ndim)])
 
 
-def _samples(z, x):
-    """z (N, C, ...) as sums over it are taken: (C, N, ...) where x's batch lies inside; (N, C) as one sample of N."""
-    if z.ndim == 2:
-        return expand_dims(transpose(z), 0)
-    return transpose(z, (1, 0, *range(2, z.ndim))) if x.strides[0] < x.strides[1] else z
+def _samples(x):
+    """x as sums over its samples are taken: (N, C) is one sample of N."""
+    return expand_dims(transpose(x), 0) if x.ndim == 2 else x
 
 
 def _over_samples(parts, x):
     """What was summed in each sample and channel, in one for each channel, shaped to broadcast with x."""
-    turned = x.ndim > 2 and x.strides[0] < x.strides[1]
-    return reshape(sum(parts, 1 if turned else 0), (1, -1, *(1,) * (x.ndim - 2)))
+    return reshape(sum(parts, 0), (1, -1, *(1,) * (x.ndim - 2)))
 
 
 def channel_sum(x):
     """The sum of each channel of x (N, C, ...), shaped (1, C, 1, ...)."""
-    parts = _samples(x, x)
+    parts = _samples(x)
     return _over_samples(sum(parts, tuple(range(2, parts.ndim))), x)
 
 
 def _channel_squares(x, m):
     """The sum of (x - m)^2 of each channel."""
-    return _over_samples(squares_about(_samples(x, x), _samples(m, x)), x)
+    return _over_samples(squares_about(_samples(x), _samples(m)), x)
 
 
 def _channel_products(x, z, m):
     """The sum of (x - m) z of each channel."""
-    return _over_samples(products_about(_samples(x, x), _samples(_laid_as(z, x), x), _samples(m, x)), x)
+    return _over_samples(products_about(_samples(x), _samples(_laid_as(z, x)), _samples(m)), x)
 
 
 def _inside(dy, x):

@@ -13,6 +13,7 @@ from fastbp.nn.activation import (
     Softplus,
     Tanh,
 )
+from fastbp.nn.attention import MultiheadAttention
 from fastbp.nn.convolution import AdaptiveAvgPool2d, AvgPool2d, Conv1d, Conv2d, MaxPool2d
 from fastbp.nn.dropout import Dropout, Dropout1d, Dropout2d
 from fastbp.nn.embedding import Embedding
@@ -25,5 +26,6 @@ from fastbp.nn.normalization import BatchNorm1d, BatchNorm2d, LayerNorm, RMSNorm
 __all__ = ["AdaptiveAvgPool2d", "AvgPool2d", "BCEWithLogitsLoss", "BatchNorm1d", "BatchNorm2d", "Conv1d",
            "Conv2d", "CrossEntropyLoss", "Dropout", "Dropout1d", "Dropout2d", "ELU", "Embedding", "Flatten",
            "GELU", "HuberLoss", "Identity", "L1Loss", "LayerNorm", "LeakyReLU", "Linear", "LogSoftmax",
-           "MSELoss", "MaxPool2d", "Module", "ModuleList", "Parameter", "RMSNorm", "ReLU", "Sequential",
-           "SiLU", "Sigmoid", "Softmax", "Softplus", "Tanh", "Unflatten", "functional", "init", "utils"]
+           "MSELoss", "MaxPool2d", "Module", "ModuleList", "MultiheadAttention", "Parameter", "RMSNorm",
+           "ReLU", "Sequential", "SiLU", "Sigmoid", "Softmax", "Softplus", "Tanh", "Unflatten", "functional",
+           "init", "utils"]
