@@ -63,8 +63,12 @@ class Recording:
                 raise error(StagingError, "an optimizer is made inside a staged function", got="one for each call",
                             expected="one that keeps its state from call to call",
                             fix="make the optimizer outside the staged function")
-        if form in ("update", "assign"):
-            self.written.update((id(t), t) for t in stage.outputs)
+        if form == "draw" and id(stage.inputs[0]._root) in self.made:
+            raise error(StagingError, "a stream of random numbers is made inside a staged function",
+                        got="one for each call", expected="one that goes on from call to call",
+                        fix="make the layer, or the stream, outside the staged function")
+        if form in ("update", "assign", "draw"):
+            self.written.update((id(t), t) for t in stage.outputs if not t._abstract)
 
     def part(self, stage, dy, x, dx, total):
         """A part of a gradient: what `stage` gives from dy to the gradient for x, which is `total` then."""
@@ -79,8 +83,8 @@ class Recording:
         self.watched.append((array, array.copy()))
 
     def met(self, module):
-        """A module was called: the recording holds for its present mode, and its parameters have names."""
-        for name, p in module.named_parameters():
+        """A module was called: the recording holds for its present mode, and its parameters and buffers have names."""
+        for name, p in (*module.named_parameters(), *module.named_buffers()):
             self.names.setdefault(id(p), name)
             self.names.setdefault(id(p._root), name)
             self.shown.setdefault(id(p._root), p)

@@ -2,9 +2,10 @@ from fastbp_ext.program cimport Executor
 from fastbp_ext.tensor cimport Tensor
 
 cdef int lower_elementwise(Executor to, void* kernel, int outputs, int pointers, int n, void** operands,
-                           const double* c) except -1
+                           const double* c, bint placed=*) except -1
 cdef int lower_copy(Executor to, Tensor y, Tensor x) except -1
-cdef int lower_reduce(Executor to, void* kernel, Tensor y, Tensor x, object axes, bint average) except -1
+cdef int lower_reduce(Executor to, void* kernel, Tensor y, Tensor x, object axes, bint average, Tensor z=*,
+                      Tensor m=*) except -1
 cdef int lower_fold(Executor to, void* kernel, Tensor y, Tensor x, bint blocks, double count) except -1
 cdef int lower_columns(Executor to, void* kernel, Tensor y, Tensor x, double count) except -1
 cdef int lower_product(Executor to, void* kernel, Tensor y, Tensor x, Tensor w, Tensor b) except -1

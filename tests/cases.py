@@ -9,6 +9,7 @@ import numpy as np
 
 import fastbp as fb
 from fastbp.nn import functional as F
+from fastbp.random import stream
 
 erf = np.vectorize(math.erf, otypes=[float])
 erfc = np.vectorize(math.erfc, otypes=[float])
@@ -219,6 +220,64 @@ def pooled(call, oracle, shape=(3, 2, 6, 7)):
 
 PLACES = np.array([[2, 0], [1, 2]])
 
+
+def philox(counter, key):
+    """Philox4x32-10 of counters (4, n) and a key of two words: four random words of each."""
+    x0, x1, x2, x3 = np.asarray(counter, np.uint64)
+    k0, k1 = int(key[0]), int(key[1])
+    for _ in range(10):
+        a, b = x0 * np.uint64(0xD2511F53), x2 * np.uint64(0xCD9E8D57)
+        low = np.uint64(2**32 - 1)
+        x0, x1, x2, x3 = (b >> 32) ^ x1 ^ np.uint64(k0), b & low, (a >> 32) ^ x3 ^ np.uint64(k1), a & low
+        k0, k1 = (k0 + 0x9E3779B9) % 2**32, (k1 + 0xBB67AE85) % 2**32
+    return np.array([x0, x1, x2, x3])
+
+
+def drawn(n, state):
+    """The words of n elements by a stream's key and count."""
+    key, count = (int(word) % 2**64 for word in state)
+    block = np.arange(-(-n // 64) * 16, dtype=np.uint64)
+    words = philox([block, block * 0, block * 0 + count % 2**32, block * 0 + count // 2**32],
+                   (key % 2**32, key // 2**32))
+    return words.reshape(4, -1, 16).transpose(1, 0, 2).reshape(-1)[:n]
+
+
+def normalized(x, axes, eps, center=True):
+    d = x - x.mean(axes, keepdims=True) * center
+    return d / np.sqrt(np.square(d).mean(axes, keepdims=True) + eps)
+
+
+def batch_norm(x, w=1.0, b=0.0, axes=None, eps=1e-5):
+    shape = (1, -1, *(1,) * (x.ndim - 2))
+    return normalized(x, (0, *range(2, x.ndim)), eps) * np.reshape(w, shape) + np.reshape(b, shape)
+
+
+def running(x, w, b):
+    shape = (1, 3, *(1,) * (x.ndim - 2))
+    return (x - RUNNING[0].reshape(shape)) / np.sqrt(RUNNING[1] + 1e-3).reshape(shape) * w.reshape(shape) + b.reshape(
+        shape)
+
+
+RUNNING = np.array([[0.5, -1.0, 0.25], [2.0, 0.5, 1.5]])
+
+
+def attention(q, k, v, seen=True, added=0.0, scale=None):
+    scores = q @ k.swapaxes(-1, -2) * (q.shape[-1]**-0.5 if scale is None else scale) + added
+    e = np.exp(scores - scores.max(-1, keepdims=True)) * seen
+    return np.divide(e, e.sum(-1, keepdims=True), out=np.zeros_like(e), where=e.sum(-1, keepdims=True) > 0) @ v
+
+
+SEEN = np.array([[True, False, True], [True, True, True], [False, False, False], [False, True, False]])
+
+
+def of_dtype(values, x):
+    return fb.tensor(values.astype(x.dtype))
+
+
+def dropped(x, p, seed):
+    kept = drawn(x.size, stream(seed).numpy()).reshape(x.shape) >= round(p * 2**32)
+    return x * kept / (1 - p)
+
 CASES = {
     # arithmetic
     "add": [binary(fb.add, np.add)],
@@ -293,6 +352,8 @@ CASES = {
     # shapes
     "reshape": [Case(lambda x: fb.reshape(x, (5, -1)), lambda x: x.reshape(5, -1), [(4, 5)]),
                 Case(lambda x: x.T.reshape(2, 10), lambda x: x.T.reshape(2, 10), [(4, 5)])],
+    "flatten": [Case(lambda x: fb.flatten(x, 1), lambda x: x.reshape(len(x), -1), [(4, 3, 5)]),
+                Case(lambda x: x.flatten(0, 1), lambda x: x.reshape(-1, 5), [(4, 3, 5)])],
     "transpose": [Case(fb.transpose, np.transpose, [(4, 3, 5)]),
                   Case(lambda x: x.transpose(2, 0, 1), lambda x: x.transpose(2, 0, 1), [(4, 3, 5)]),
                   Case(lambda x: fb.transpose(x, (1, 0)), lambda x: x.T, [(4, 3)])],
@@ -309,6 +370,42 @@ CASES = {
         np.array([0, 2, 2, -1]), (slice(None), PLACES), (np.array([3, 1]), np.array([0, 2])),
         (np.array([3, 1]), slice(None), np.array([0, 4])), (0, np.array([1, 1])), (slice(1, 3), np.array([0, 2]), 1),
         (slice(0, 0),), np.arange(60).reshape(4, 3, 5) % 7 == 0, [0, 3])],
+    # normalization
+    "batch_norm": [
+        *(Case(lambda x, w, b: fb.batch_norm(x, None, None, w, b, True), batch_norm, [shape, (3,), (3,)])
+          for shape in ((5, 3), (4, 3, 5), (2, 3, 4, 3), (1, 3, 2, 2, 5))),
+        Case(lambda x: fb.batch_norm(x.transpose(3, 0, 1, 2), training=True, eps=0.1),    # the batch lies last
+             lambda x: batch_norm(x.transpose(3, 0, 1, 2), eps=0.1), [(3, 4, 3, 5)]),
+        *(Case(lambda x, w, b: fb.batch_norm(x, *(of_dtype(s, x) for s in RUNNING), w, b, eps=1e-3), running,
+               [shape, (3,), (3,)]) for shape in ((4, 3), (2, 3, 4, 5)))],
+    "layer_norm": [
+        Case(lambda x, w, b: fb.layer_norm(x, w.shape, w, b), lambda x, w, b: normalized(x, -1, 1e-5) * w + b,
+             [(4, 3, 5), (5,), (5,)]),
+        Case(lambda x, w: fb.layer_norm(x, (3, 5), w, eps=0.1), lambda x, w: normalized(x, (-2, -1), 0.1) * w,
+             [(4, 3, 5), (3, 5)]),
+        Case(lambda x: fb.layer_norm(x, 67), lambda x: normalized(x, -1, 1e-5), [(3, 67)])],
+    "rms_norm": [
+        Case(lambda x, w: fb.rms_norm(x, w.shape, w, 1e-3), lambda x, w: normalized(x, -1, 1e-3, False) * w,
+             [(4, 3, 5), (5,)]),
+        Case(lambda x: fb.rms_norm(x, x.shape[1:]), lambda x: normalized(x, (1, 2), 0, False), [(4, 3, 5)])],
+    # random
+    "dropout": [Case(lambda x, p=p: fb.dropout(x, p, rng=3), lambda x, p=p: dropped(x, p, 3), [shape])
+                for p, shape in ((0.3, (7, 5)), (0.5, (4, 3, 50)))],
+    "dropout1d": [Case(lambda x: F.dropout1d(x, 0.4, rng=3), lambda x: x * dropped(np.ones((3, 5, 1)), 0.4, 3),
+                       [(3, 5, 4)])],
+    "dropout2d": [Case(lambda x: F.dropout2d(x, 0.4, rng=3), lambda x: x * dropped(np.ones((3, 5, 1, 1)), 0.4, 3),
+                       [(3, 5, 4, 2)])],
+    # embedding
+    "embedding": [Case(lambda w: F.embedding(PLACES, w), lambda w: w[PLACES], [(4, 5)])],
+    # attention
+    "scaled_dot_product_attention": [
+        Case(fb.scaled_dot_product_attention, attention, [(2, 4, 5), (2, 3, 5), (2, 3, 6)]),
+        Case(lambda q, k, v: fb.scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.7),
+             lambda q, k, v: attention(q, k, v, np.tri(4, 3), scale=0.7), [(4, 5), (3, 5), (3, 5)]),
+        Case(lambda q, k, v: fb.scaled_dot_product_attention(q, k, v, SEEN), lambda q, k, v: attention(q, k, v, SEEN),
+             [(2, 1, 4, 5), (3, 3, 5), (1, 1, 3, 2)]),
+        Case(fb.scaled_dot_product_attention, lambda q, k, v, m: attention(q, k, v, added=m),
+             [(2, 4, 5), (2, 3, 5), (2, 3, 5), (4, 3)])],
     # losses
     "mse_loss": loss(fb.mse_loss, lambda x, t: (x - t)**2),
     "l1_loss": loss(fb.l1_loss, lambda x, t: np.abs(x - t)),

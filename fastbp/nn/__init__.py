@@ -13,12 +13,19 @@ from fastbp.nn.activation import (
     Softplus,
     Tanh,
 )
+from fastbp.nn.attention import MultiheadAttention
 from fastbp.nn.convolution import AdaptiveAvgPool2d, AvgPool2d, Conv1d, Conv2d, MaxPool2d
+from fastbp.nn.dropout import Dropout, Dropout1d, Dropout2d
+from fastbp.nn.embedding import Embedding
+from fastbp.nn.flatten import Flatten, Unflatten
 from fastbp.nn.linear import Linear
 from fastbp.nn.loss import BCEWithLogitsLoss, CrossEntropyLoss, HuberLoss, L1Loss, MSELoss
 from fastbp.nn.module import Module, ModuleList, Parameter, Sequential
+from fastbp.nn.normalization import BatchNorm1d, BatchNorm2d, LayerNorm, RMSNorm
 
-__all__ = ["AdaptiveAvgPool2d", "AvgPool2d", "BCEWithLogitsLoss", "Conv1d", "Conv2d", "CrossEntropyLoss",
-           "ELU", "GELU", "HuberLoss", "Identity", "L1Loss", "LeakyReLU", "Linear", "LogSoftmax", "MSELoss",
-           "MaxPool2d", "Module", "ModuleList", "Parameter", "ReLU", "Sequential", "SiLU", "Sigmoid",
-           "Softmax", "Softplus", "Tanh", "functional", "init", "utils"]
+__all__ = ["AdaptiveAvgPool2d", "AvgPool2d", "BCEWithLogitsLoss", "BatchNorm1d", "BatchNorm2d", "Conv1d",
+           "Conv2d", "CrossEntropyLoss", "Dropout", "Dropout1d", "Dropout2d", "ELU", "Embedding", "Flatten",
+           "GELU", "HuberLoss", "Identity", "L1Loss", "LayerNorm", "LeakyReLU", "Linear", "LogSoftmax",
+           "MSELoss", "MaxPool2d", "Module", "ModuleList", "MultiheadAttention", "Parameter", "RMSNorm",
+           "ReLU", "Sequential", "SiLU", "Sigmoid", "Softmax", "Softplus", "Tanh", "Unflatten", "functional",
+           "init", "utils"]

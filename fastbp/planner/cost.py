@@ -15,7 +15,7 @@ def flop_of(stage):
         return stage.outputs[0].size * (2 * stage.inputs[0].shape[-1] + len(stage.inputs) - 2)    # + a bias
     if stage.form == "windows":
         return prod(stage.params["window"].space[:8]) * (1 if stage.name.startswith("max_pool") else 2)
-    if stage.form in ("view", "call", "copy", "assign", "take", "place", "join", "convert"):
+    if stage.form in ("view", "call", "copy", "assign", "take", "place", "join", "convert", "draw"):
         return 0
     elements = max([t.size for t in (*stage.outputs, *stage.inputs)], default=1)
     return elements * _OPERATIONS.get(stage.name, 1)

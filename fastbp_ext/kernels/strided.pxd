@@ -88,19 +88,31 @@ cdef inline void elementwise_direct(const fb_instruction* i, Py_ssize_t start, P
 
 
 cdef inline void elementwise_rows(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
-    """Two dimensions, and every operand is contiguous along the last: elements start .. stop, row after row."""
+    """Along the last dimension each operand is contiguous, or one value for the kernel: elements start .. stop."""
     cdef char* p[FB_OPERANDS]
-    cdef Py_ssize_t at = start, width = i.shape[1], row = start // width, column = start % width, n
-    cdef int k
+    cdef Py_ssize_t place[FB_DIMS]
+    cdef int last = i.ndim - 1, d = last - 1, k
+    cdef Py_ssize_t at = start, width = i.shape[last], left = start // width, column = start % width, n
+    while d >= 0:
+        place[d] = left % i.shape[d]
+        left //= i.shape[d]
+        d -= 1
     while at < stop:
         n = min(width - column, stop - at)
         for k in range(i.operands):
-            p[k] = <char*> i.p[k] + ((at - start) * i.itemsize[k] if i.tile[k]
-                                     else row * i.stride[k][0] + column * i.itemsize[k])
+            p[k] = <char*> i.p[k] + ((at - start) * i.itemsize[k] if i.tile[k] else column * i.stride[k][last])
+            for d in range(0 if i.tile[k] else last):
+                p[k] += place[d] * i.stride[k][d]
         i.inner(p, n, i.c)
         at += n
-        row += 1
         column = 0
+        d = last - 1
+        while d >= 0:
+            place[d] += 1
+            if place[d] < i.shape[d]:
+                break
+            place[d] = 0
+            d -= 1
 
 
 cdef enum Access:
@@ -206,6 +218,13 @@ cdef inline void count(char** p, Py_ssize_t n, const double* c) noexcept nogil:
         (<double*> p[0])[i] = (<uint8_t*> p[1])[i] != 0
 
 
+cdef inline void real(char** p, Py_ssize_t n, const double* c) noexcept nogil:
+    """y = x, double from int64."""
+    cdef Py_ssize_t i
+    for i in range(n):
+        (<double*> p[0])[i] = <double> (<int64_t*> p[1])[i]
+
+
 # --- comparisons of int64
 
 ctypedef bint (*int_comparison)(int64_t x, int64_t y) noexcept nogil
@@ -256,6 +275,21 @@ cdef inline void take(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop
         for k in range(2, i.operands):
             x += (<int64_t*> i.p[k])[m] * i.stride[1][i.ndim + k - 2]
         walk(<char*> i.p[0] + m * row * size, x, &i.stride[1][1], &i.shape[1], i.ndim - 1, 0, row, size, False)
+
+
+# --- a counter-based stream of random numbers
+
+cdef inline void draw(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
+    """key = stream = (key, count), and stream's count goes on by 1; p: key, stream, two int64 each."""
+    memcpy(i.p[0], i.p[1], 16)
+    (<int64_t*> i.p[1])[1] += 1
+
+
+cdef inline void one_more(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
+    """n += 1; p: some n, int64."""
+    cdef int k
+    for k in range(i.operands):
+        (<int64_t*> i.p[k])[0] += 1
 
 
 # --- what an optimizer does once a step, on its hyperparameters in float64
@@ -362,11 +396,12 @@ cdef inline dict strided_kernels():
         "direct": <size_t> &elementwise_direct, "strided": <size_t> &elementwise_strided,
         "rows": <size_t> &elementwise_rows,
         "copy1": <size_t> &copy1, "copy2": <size_t> &copy2,
-        "narrow": <size_t> &narrow, "widen": <size_t> &widen, "count": <size_t> &count,
+        "narrow": <size_t> &narrow, "widen": <size_t> &widen, "count": <size_t> &count, "real": <size_t> &real,
         "copy4": <size_t> &copy4, "copy8": <size_t> &copy8, "take": <size_t> &take,
         "adam_clock": <size_t> &adam_clock, "nadam_clock": <size_t> &nadam_clock,
         "radam_clock": <size_t> &radam_clock, "rmsprop_clock": <size_t> &rmsprop_clock,
         "adagrad_clock": <size_t> &adagrad_clock, "average_clock": <size_t> &average_clock,
+        "draw": <size_t> &draw, "one_more": <size_t> &one_more,
         "lt": <size_t> &lt_int, "le": <size_t> &le_int, "gt": <size_t> &gt_int,
         "ge": <size_t> &ge_int, "eq": <size_t> &eq_int, "ne": <size_t> &ne_int,
     }
