@@ -208,7 +208,7 @@ def test_training_of_several_heads():
     assert losses[-1] < 0.5 < 1.5 < losses[0]
 
 
-def test_what_several_heads_refuse():
+def test_what_several_heads_refuse_and_drop():
     with pytest.raises(ValueError, match="can't share"):
         nn.MultiheadAttention(10, 3)
     layer, x = nn.MultiheadAttention(6, 2), fb.ones(3, 2, 6)
@@ -220,4 +220,8 @@ def test_what_several_heads_refuse():
             layer(*arguments)
     with pytest.raises(fb.ShapeError, match="mask does not fit"):
         layer(x, x, x, attn_mask=np.ones((2, 2), bool))
+    layer = nn.MultiheadAttention(6, 2, dropout=0.5)
+    assert not same_bits(layer(x, x, x)[0], layer(x, x, x)[0])
+    layer.eval()
+    assert same_bits(layer(x, x, x)[0], layer(x, x, x)[0])
     assert math.isclose(layer.in_proj_weight.numpy().std(), (2 / 24)**0.5, rel_tol=0.2)

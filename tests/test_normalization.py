@@ -7,6 +7,7 @@ from test_staged import assert_same
 
 import fastbp as fb
 from fastbp import nn, optim
+from fastbp.gates.normalization import layer_norm_lanes
 from fastbp.nn import functional as F
 
 DTYPES = ["float32", "float64"]
@@ -211,6 +212,14 @@ def test_the_gradients_of_a_layer_norm_come_in_one_sweep():
     assert names.count("layer_norm_both") == 1 and "layer_norm_grad" not in names and "layer_norm_lanes" not in names
 
 
+def test_a_moment_that_two_gradients_want_is_computed_once():
+    x, w = fb.randn(50, 30, rng=0), fb.randn(30, rng=1)
+    norm = lambda x, w: F.batch_norm(x, weight=w, training=True)
+    f = fb.staged(lambda x, w: fb.grad(lambda x, w: (norm(x, w) ** 3).sum(), argnums=(0, 1))(x, w))
+    f(x, w)
+    assert [stage.name for stage in f.replays[0].about.plan.stages].count("products_about") == 1
+
+
 def test_images_whose_batch_lies_last_run_in_groups():
     """Normalization and what follows it, tile by tile, though the shapes are not in C order."""
     x = fb.tensor(np.random.default_rng(0).standard_normal((6, 20, 10, 16)).astype("f"))
@@ -313,6 +322,19 @@ def test_a_sum_over_rows_is_differentiated_again():
         ahead[place] += 1e-6
         behind[place] -= 1e-6
         assert abs((f(ahead, w).item() - f(behind, w).item()) / 2e-6 - got[place]) < 1e-5 * (1 + abs(got[place]))
+
+
+def test_the_lanes_of_a_sum_over_rows_are_differentiated_each_for_itself():
+    rng = np.random.default_rng(0)
+    dy, x = rng.standard_normal((2, 270, 3))
+    u = rng.standard_normal((2, 16, 3))
+    f = lambda dy, x: (layer_norm_lanes(dy, x, 1e-5, 1) * u).sum()
+    of_dy, of_x = (g.numpy() for g in fb.grad(f, argnums=(0, 1))(dy, x))
+    lane = u[np.arange(270) // 256, np.arange(270) % 16]
+    np.testing.assert_allclose(of_dy, lane * normalized(x, 1, 1e-5), rtol=1e-11, atol=1e-11)
+    v = rng.standard_normal(x.shape)
+    slope = (f(dy, fb.tensor(x + 1e-6 * v)).item() - f(dy, fb.tensor(x - 1e-6 * v)).item()) / 2e-6
+    assert abs((of_x * v).sum() - slope) < 1e-6 * (1 + abs(slope))
 
 
 # --- what is refused
