@@ -6,6 +6,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #ifdef FASTBP_DEBUG
 enum { FB_DEBUG = 1, FB_GUARD = 64, FB_POISON = 0xA5 };
@@ -87,6 +88,20 @@ static inline void fb_keep_recent(char *data, size_t lines) {
     place[k].lines = lines;
 }
 
+/* A block of lines; a large one on huge pages, where Linux gives them: address caches know few small ones, and
+   in a virtual machine finding the place of another takes long. The last pages, less than a huge one, stay small. */
+enum { FB_HUGE = 2 << 20 };
+static inline int fb_new_block(void **block, size_t bytes) {
+#ifdef MADV_HUGEPAGE
+    if (bytes >= FB_HUGE) {
+        if (posix_memalign(block, FB_HUGE, bytes)) return 1;
+        madvise(*block, bytes & -(size_t)FB_HUGE, MADV_HUGEPAGE);
+        return 0;
+    }
+#endif
+    return posix_memalign(block, 64, bytes);
+}
+
 /* NULL where there is no memory. In the debug build the content is poison too:
    a float read before it is written is a NaN-like -2.8e-16, the same each time. */
 static inline char *fb_allocate(size_t bytes) {
@@ -98,7 +113,7 @@ static inline char *fb_allocate(size_t bytes) {
     spare = !FB_DEBUG && bytes <= FB_MIDDLE ? fb_take_recent(lines) : NULL;
     if (spare != NULL) return spare;
     size_t whole = 64 * lines + 2 * FB_GUARD + 64 * FB_DEBUG;
-    if (posix_memalign(&block, 64, whole ? whole : 64)) return NULL;
+    if (fb_new_block(&block, whole ? whole : 64)) return NULL;
     if (FB_DEBUG) {
         memset(block, FB_POISON, whole);
         memcpy(block, &bytes, sizeof bytes);

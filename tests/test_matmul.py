@@ -80,7 +80,7 @@ def test_every_small_float64_product(k):
 
 @pytest.mark.parametrize("m, k, n", [
     (200, 24, 8), (200, 8, 2), (24, 200, 8), (8, 200, 2), (100, 500, 10), (3, 1100, 70), (70, 1100, 3), (500, 10, 33),
-    (40, 1100, 11), (130, 520, 130), (32, 128, 200), (100, 64, 64), (1, 1030, 65), (65, 1030, 1)])
+    (40, 1100, 11), (130, 520, 130), (32, 128, 200), (100, 64, 64), (1, 1030, 65), (65, 1030, 1), (50, 2100, 70)])
 def test_larger_float32_products(m, k, n):
     x, w = operands(m, k, n, np.float32)
     expected = chain(x, w)
@@ -121,7 +121,7 @@ def test_any_rows_of_a_product(k, n):
 
 
 @pytest.mark.parametrize("shape, m, k, n", [
-    ((5, 3), 4, 4, 4), ((7,), 16, 16, 16), ((2, 3), 33, 16, 5), ((9,), 1, 8, 40), ((9,), 3, 1, 3), ((3,), 8, 40, 1)])
+    ((5, 3), 4, 4, 4), ((7,), 16, 16, 16), ((2, 3), 33, 16, 5), ((9,), 1, 8, 40), ((9,), 3, 1, 3), ((3,), 8, 40, 1), ((2,), 50, 1050, 18)])
 def test_batches_of_products(shape, m, k, n):
     rng = np.random.default_rng(0)
     x = rng.standard_normal((*shape, m, k)).astype(np.float32)

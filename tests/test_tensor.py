@@ -1,6 +1,7 @@
 """Tensors: what they are made of, what they share, how they look."""
 import copy
 import pickle
+import sys
 
 import numpy as np
 import pytest
@@ -239,6 +240,14 @@ def test_large_memory_is_kept_for_the_next_tensor_of_its_size():
     for _ in range(3):
         fb.zeros(100 << 20)          # more than is ever kept
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 800_000, "kilobytes"
+
+
+@pytest.mark.skipif(DEBUG or not sys.platform.startswith("linux"), reason="huge pages of Linux, without guards")
+def test_large_memory_begins_on_a_huge_page():
+    huge = 2 << 20
+    kept = [fb.zeros(n) for n in (huge // 4, huge // 4 + 1, 3 * huge // 4 + 5)]
+    assert [t.numpy().ctypes.data % huge for t in kept] == [0, 0, 0]
+    assert len({t.numpy().ctypes.data for t in kept}) == 3 and all((t.numpy() == 0).all() for t in kept)
 
 
 def test_memory_that_was_released_is_given_to_one_tensor_only():

@@ -70,6 +70,7 @@ cdef struct product:
     Py_ssize_t b_k
     Py_ssize_t b_column
     bint turned  # C is written transposed: its columns are c_row apart
+    bint add  # the product is added to C; not where C is turned, nor of one row
     const char* bias  # n numbers that are added to every row, or NULL; not where C is turned or k has blocks
 
 
@@ -282,9 +283,10 @@ cdef inline void multiply(const product* p) noexcept nogil:
     if transposed:
         widest = min(widest, 3)
     # A copy of B pays where many tiles read its rows and they lie on too many pages or, a multiple
-    # of 4 KB apart, in the few lines of the caches that they share (strips read them faster there).
+    # of 4 KB apart, in the few lines of the caches that they share (strips read them faster there);
+    # 2 KB where A is transposed, whose rows need as many lines.
     packed = (transposed or p.m >= FB_PACK_ROWS and p.k * max(p.b_k, -p.b_k) > FB_REACH
-              or p.m >= 2 * FB_PACK_ROWS and p.b_k & 4095 == 0)
+              or p.m >= 2 * FB_PACK_ROWS and p.b_k & (2047 if p.a_row == size else 4095) == 0)
     if p.m > 2 * FB_ROWS_2 and not p.turned:
         at_once = max((FB_FAR if packed else FB_NEAR) // (p.k * size) & -LANES, <Py_ssize_t>LANES)
     while first < p.m:
@@ -319,7 +321,7 @@ cdef inline void multiply(const product* p) noexcept nogil:
                         pack_rows(scratch, t.b, p.b_k, piece, v, t.last)
                     t.b = <const char*>scratch
                     t.b_k = v * LANES * size
-                run_panel(p, &t, rows, v, piece, block, k > 0, done * LANES, part)
+                run_panel(p, &t, rows, v, piece, block, p.add or k > 0, done * LANES, part)
                 k += piece
             done += v
         first += rows
@@ -421,12 +423,13 @@ cdef inline void matmul(const fb_instruction* i, Py_ssize_t start, Py_ssize_t st
     """
     cdef:
         Py_ssize_t d = i.ndim - 3, m = i.shape[i.ndim - 3], row, index, place, e, r, j, vectors
+        Py_ssize_t piece, left
         const Py_ssize_t* c = i.stride[0]
         const Py_ssize_t* a = i.stride[1]
         const Py_ssize_t* b = i.stride[2]
         const char* bias = i.p[3] if i.operands > 3 else NULL
         product p, q
-        const product* way
+        product* way
     p.n = i.shape[d + 1]
     p.k = i.shape[d + 2]
     if p.n == 0:
@@ -465,6 +468,8 @@ cdef inline void matmul(const fb_instruction* i, Py_ssize_t start, Py_ssize_t st
                 p.a += place * a[e]
                 p.b += place * b[e]
         p.m = min(stop - start, m - row)
+        p.k = i.shape[i.ndim - 1]
+        p.add = False
         p.c += 0 if i.tile[0] else row * p.c_row
         p.a += row * p.a_row
         start += p.m
@@ -488,6 +493,7 @@ cdef inline void matmul(const fb_instruction* i, Py_ssize_t start, Py_ssize_t st
         way = &p
         if turns(&p):
             way = &q
+            q.add = False
             q.turned = p.n > 1 or p.c_row != sizeof(real)
             q.c = p.c
             q.c_row = p.c_row
@@ -501,7 +507,16 @@ cdef inline void matmul(const fb_instruction* i, Py_ssize_t start, Py_ssize_t st
             q.b_k = p.a_k
             q.b_column = p.a_row
             q.bias = NULL
-        multiply(way)
+        # A tall product goes block by block of k: what a block reads of A and B stays in L2.
+        left = way.k
+        piece = block_of(left) if way.m >= FB_PACK_ROWS and not way.turned else left
+        while left > 0:
+            way.k = min(piece, left)
+            multiply(way)
+            way.a += piece * way.a_k
+            way.b += piece * way.b_k
+            way.add = True
+            left -= piece
         if bias != way.bias:
             add_rows(&p, bias)
 
