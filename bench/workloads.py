@@ -149,6 +149,56 @@ class Recurrent(Workload):
 
 
 @dataclass(frozen=True)
+class LeNet(Workload):
+    """A training step of LeNet-5: 6 and 16 filters of 5x5, ReLU, max pools of 2x2, 256-120-84-10; Adam."""
+
+    batch: int = 64
+    lr: float = 3e-4
+    beta1, beta2, eps = 0.9, 0.999, 1e-8
+    optimizer = "adam"
+    side, filters, sizes = 28, ((6, 1, 5, 5), (16, 6, 5, 5)), (256, 120, 84, 10)
+
+    def weights(self):
+        """[(filters (O, C, 5, 5), b (O,)), ...] and [(w (in, out), b (out,)), ...], all in float32."""
+        rng, filters, weights = self.rng(), [], []
+        for out, *inside in self.filters:
+            bound = (6 / np.prod(inside))**0.5
+            filters.append((rng.uniform(-bound, bound, (out, *inside)), rng.uniform(-0.1, 0.1, out)))
+        for i, o in zip(self.sizes, self.sizes[1:], strict=False):
+            weights.append((rng.uniform(-1, 1, (i, o)) * (6 / i)**0.5, rng.uniform(-0.1, 0.1, o)))
+        return [[(w.astype(np.float32), b.astype(np.float32)) for w, b in part] for part in (filters, weights)]
+
+    def state(self):
+        """The same in one list, as PyTorch's layers have them: weights (out, in)."""
+        filters, weights = self.weights()
+        return [x for pair in (*filters, *((w.T, b) for w, b in weights)) for x in pair]
+
+    def arrays(self):
+        """All rows of the ring: X float32 (batches * batch, 1, 28, 28), labels int64."""
+        rng, n = np.random.default_rng(SEED + 1), self.batches * self.batch
+        return rng.random((n, 1, self.side, self.side), np.float32), rng.integers(0, self.sizes[-1], n)
+
+    def ring(self):
+        x, y = self.arrays()
+        return [(x[i:i + self.batch], y[i:i + self.batch]) for i in range(0, len(x), self.batch)]
+
+    @property
+    def parameters(self):
+        return sum(w.size + b.size for part in self.weights() for w, b in part)
+
+    @property
+    def multiply_adds(self):
+        """Of the layers, the gradients of their weights, and those of their inputs but for the images."""
+        first, second = 24 * 24 * 6 * 25, 8 * 8 * 16 * 150
+        return self.batch * (2 * first + 3 * second + 3 * sum(i * o for i, o in zip(self.sizes, self.sizes[1:],
+                                                                                   strict=False)))
+
+    @property
+    def bytes(self):
+        return 24 * self.parameters      # of Adam's update
+
+
+@dataclass(frozen=True)
 class Elementwise(Workload):
     """sum(tanh(x y + sigmoid(x))) and its gradients by x and by y, of n float32 elements each."""
 
@@ -222,6 +272,7 @@ WORKLOADS = [
     Net("784-500-10", "784-500-10 ReLU, no bias, b 100, SGD", 60, "epoch", sizes=(784, 500, 10), batch=100,
         bias=False, loss="cross_entropy"),
     Net("256x10", "256 wide, 10 layers, ReLU, b 64, mse, SGD", 50, "epoch", sizes=(256,) * 11, batch=64, lr=0.01),
+    LeNet("lenet", "LeNet-5, 28x28, b 64, Adam", 20, "epoch"),
     Recurrent("gru-b1", "GRU 128-128, 64 steps, b 1, mse, SGD"),
     Recurrent("gru-b32", "GRU 128-128, 64 steps, b 32, mse, SGD", 4, batch=32),
     Elementwise("chain-1e3", "sum(tanh(x y + sigmoid(x))), grads, 1e3", 16, n=1000),

@@ -5,7 +5,7 @@ except ModuleNotFoundError as missing:
     raise ImportError("fastbp's compiled modules are not beside this source: build them here with `pip install -e .`, "
                       "or leave the source folder to use an installed fastbp") from missing
 
-from fastbp import data, errors, nn, optim, show
+from fastbp import callbacks, data, errors, nn, optim, show
 from fastbp.anomaly import detect_anomaly
 from fastbp.create import arange, full, ones, randn, zeros
 from fastbp.custom import define_gate
@@ -23,6 +23,7 @@ from fastbp.machine import (
 from fastbp.random import get_rng_state, manual_seed, set_rng_state
 from fastbp.serialization import load, save
 from fastbp.staged import staged
+from fastbp.training import fit
 from fastbp.version import __version__
 from fastbp_ext.program import set_flush_denormal
 from fastbp_ext.tensor import Tensor, from_numpy, no_grad, tensor

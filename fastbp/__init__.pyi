@@ -1,3 +1,4 @@
+from fastbp import callbacks as callbacks
 from fastbp import data as data
 from fastbp import errors as errors
 from fastbp import nn as nn
@@ -29,6 +30,7 @@ from fastbp.random import set_rng_state as set_rng_state
 from fastbp.serialization import load as load
 from fastbp.serialization import save as save
 from fastbp.staged import staged as staged
+from fastbp.training import fit as fit
 from fastbp.version import __version__ as __version__
 from fastbp_ext.gate import Gate
 from fastbp_ext.program import set_flush_denormal as set_flush_denormal

@@ -26,7 +26,8 @@ _FIXES = {
     "log_softmax": "a row of -inf alone has no softmax: leave one score finite",
     "sgd": "a lower rate, or gradients that are clipped",
 }
-_FIXES |= {"std": _FIXES["sqrt"], "momentum": _FIXES["sgd"], "adam": _FIXES["sgd"]}
+_FIXES |= {"std": _FIXES["sqrt"]} | dict.fromkeys(
+    ("momentum", "adam", "nadam", "radam", "rmsprop", "adagrad"), _FIXES["sgd"])
 
 
 class _Thread(threading.local):

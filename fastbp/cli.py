@@ -56,19 +56,26 @@ def parser():
     main.add_argument("--version", action="version", version=f"fastbp {fb.__version__}")
     commands = main.add_subparsers(dest="command", required=True, metavar="command", parser_class=Parser)
     train = commands.add_parser(
-        "train", help="train a two-layer net on images of digits, beside NumPy",
-        description="Train a two-layer ReLU net by SGD on cross-entropy: on the shipped digits (64-100-10), or on a "
-                    "folder of MNIST-format files (784-500-10). Then train the same net in NumPy and compare.")
+        "train", help="train a net on images of digits",
+        description="Train a net on real data. mlp: a two-layer ReLU net by SGD, and the same epochs in NumPy beside "
+                    "it. lenet: LeNet-5 by Adam. Both on the shipped digits, or on a folder of MNIST-format files, "
+                    "such as Fashion-MNIST's.",
+        epilog="fastbp train --model lenet --data /usr/share/datasets/fashion-mnist")
+    train.add_argument("--model", choices=["mlp", "lenet"], default="mlp", help="default: mlp")
     train.add_argument("--data", metavar="FOLDER", help="train-images-idx3-ubyte[.gz] and so on; a sixth is held out "
                                                         "where there is one split only")
-    train.add_argument("--epochs", type=count, metavar="N", help="default: 40, with --data 5")
-    train.add_argument("--batch-size", type=count, metavar="N", help="default: 32, with --data 100")
-    train.add_argument("--lr", type=rate, metavar="RATE", help="default: 1.0, with --data 0.2")
-    train.add_argument("--hidden", type=count, metavar="N", help="hidden units; default: 100, with --data 500")
+    train.add_argument("--epochs", type=count, metavar="N", help="default: mlp 40, lenet 20, with --data 5")
+    train.add_argument("--batch-size", type=count, metavar="N",
+                       help="default: 32, with --data mlp 100 and lenet 64")
+    train.add_argument("--lr", type=rate, metavar="RATE",
+                       help="default: mlp 1.0, with --data 0.2; lenet 0.003")
+    train.add_argument("--hidden", type=count, metavar="N", help="hidden units of mlp; default: 100, with --data 500")
     train.add_argument("--seed", type=seed, default=0, metavar="N", help="of the split, the weights and the order")
     train.add_argument("--threads", type=count, metavar="N", help="at most so many; the bits do not depend on it")
     train.add_argument("--save", type=filename, metavar="FILE",
                        help="write the weights, for fastbp.load and load_state_dict")
+    train.add_argument("--log", type=filename, metavar="CSV", help="append each epoch's numbers to a file")
+    train.add_argument("--plot", type=filename, metavar="FILE", help="draw the learning curves; needs matplotlib")
     train.set_defaults(run=run_train)
     bench = commands.add_parser(
         "bench", help="time fastbp beside NumPy on this machine",
@@ -145,9 +152,12 @@ def parser():
 
 def run_train(args):
     from fastbp.train import train
+    if args.hidden is not None and args.model != "mlp":
+        raise ValueError(f"--hidden does not go with --model {args.model}")
     if args.threads:
         fb.set_num_threads(args.threads)
-    train(args.data, args.epochs, args.batch_size, args.lr, args.hidden, args.seed, args.save)
+    train(args.model, args.data, args.epochs, args.batch_size, args.lr, args.hidden, args.seed, args.save, args.log,
+          args.plot)
 
 
 def run_circuit(args):

@@ -1,34 +1,71 @@
-"""The package's stream of random numbers, and what every `rng=` argument means."""
+"""The package's streams of random numbers, and what every `rng=` argument means.
+
+There are two: a NumPy generator for what is drawn in Python, as initial values, and a counter-based one for what
+the kernels draw, as the masks of dropout: a tensor of two int64, its key and the count of its draws, which
+programs hold by reference and count on.
+"""
 import operator
 from typing import Any
 
 import numpy as np
 
 from fastbp.errors import error
+from fastbp_ext.tensor import Tensor, empty
 
 _stream = np.random.default_rng()
 
 
-def manual_seed(n: int) -> None:
-    """Start the package's own stream afresh from `n`, an int of 0 or more.
+def stream(rng: int | np.random.Generator | None = None) -> Tensor:
+    """A counter-based stream at its beginning, its key made of an int or drawn by a generator; None: any key.
 
-    The stream stays the same object, so what holds it (a recorded program) follows.
+    TypeError for another type, ValueError for a negative int.
+    """
+    if isinstance(rng, np.random.Generator):
+        key = rng.integers(2**64, dtype=np.uint64)
+    else:
+        key = _key(None if rng is None else _seed(rng, "rng"))
+    made = empty(2, "int64")
+    made.numpy()[:] = key.view(np.int64), 0
+    made.name = "stream"
+    return made
+
+
+def _key(seed: int | None) -> np.uint64:
+    """A key that is none of the words that start a NumPy generator of that seed."""
+    return np.random.SeedSequence(seed, spawn_key=(0,)).generate_state(1, np.uint64)[0]
+
+
+counter = stream()    # the package's own
+counter.name = "random"
+
+
+def manual_seed(n: int) -> None:
+    """Start the package's own streams afresh from `n`, an int of 0 or more.
+
+    They stay the same objects, so what holds them (a recorded program) follows.
     TypeError if `n` is no int, ValueError if it is negative.
     """
-    _stream.bit_generator.state = _seeded(n, "manual_seed: n").bit_generator.state
+    seed = _seed(n, "manual_seed: n")
+    _stream.bit_generator.state = np.random.default_rng(seed).bit_generator.state
+    counter.numpy()[:] = _key(seed).view(np.int64), 0
 
 
 def get_rng_state() -> dict[str, Any]:
     """All that the package's own random numbers depend on: a nested dict that `fastbp.save` takes."""
-    return {"generator": _stream.bit_generator.state}
+    key, count = counter.numpy().tolist()
+    return {"generator": _stream.bit_generator.state, "counter": {"key": key, "count": count}}
 
 
 def set_rng_state(state: dict[str, Any]) -> None:
     """Go on from what `get_rng_state` returned. ValueError for anything else, and nothing is changed."""
     before = _stream.bit_generator.state
     try:
+        place = np.array([operator.index(state["counter"][name]) for name in ("key", "count")], np.int64)
+        if place[1] < 0:
+            raise ValueError(f"a count of {place[1]}")
         _stream.bit_generator.state = state["generator"]
-    except (KeyError, TypeError, ValueError) as problem:
+        counter.numpy()[:] = place
+    except (KeyError, OverflowError, TypeError, ValueError) as problem:
         _stream.bit_generator.state = before
         raise error(
             ValueError, "set_rng_state: this is no state of the package's random numbers",
@@ -44,10 +81,10 @@ def generator(rng: int | np.random.Generator | None = None) -> np.random.Generat
     """
     if rng is None:
         return _stream
-    return rng if isinstance(rng, np.random.Generator) else _seeded(rng, "rng")
+    return rng if isinstance(rng, np.random.Generator) else np.random.default_rng(_seed(rng, "rng"))
 
 
-def _seeded(n: int, what: str) -> np.random.Generator:
+def _seed(n: int, what: str) -> int:
     try:
         seed = operator.index(n)
     except TypeError:
@@ -63,4 +100,4 @@ def _seeded(n: int, what: str) -> np.random.Generator:
             ValueError, f"{what} is negative", got=seed, expected="an int of 0 or more",
             fix="pass a seed such as 0",
         )
-    return np.random.default_rng(seed)
+    return seed

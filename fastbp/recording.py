@@ -6,7 +6,7 @@ computed, and what recording has to make (an optimizer's state) can be taken bac
 import numpy as np
 
 from fastbp.errors import DtypeError, ShapeError, StagingError, error
-from fastbp.gates.shape import copy, narrow, widen
+from fastbp.gates.shape import copy, memory_order, narrow, widen
 from fastbp_ext.gate import Assign, Call, as_index
 from fastbp_ext.tensor import (
     OPERATORS,
@@ -63,8 +63,12 @@ class Recording:
                 raise error(StagingError, "an optimizer is made inside a staged function", got="one for each call",
                             expected="one that keeps its state from call to call",
                             fix="make the optimizer outside the staged function")
-        if form in ("update", "assign"):
-            self.written.update((id(t), t) for t in stage.outputs)
+        if form == "draw" and id(stage.inputs[0]._root) in self.made:
+            raise error(StagingError, "a stream of random numbers is made inside a staged function",
+                        got="one for each call", expected="one that goes on from call to call",
+                        fix="make the layer, or the stream, outside the staged function")
+        if form in ("update", "assign", "draw"):
+            self.written.update((id(t), t) for t in stage.outputs if not t._abstract)
 
     def part(self, stage, dy, x, dx, total):
         """A part of a gradient: what `stage` gives from dy to the gradient for x, which is `total` then."""
@@ -79,8 +83,8 @@ class Recording:
         self.watched.append((array, array.copy()))
 
     def met(self, module):
-        """A module was called: the recording holds for its present mode, and its parameters have names."""
-        for name, p in module.named_parameters():
+        """A module was called: the recording holds for its present mode, and its parameters and buffers have names."""
+        for name, p in (*module.named_parameters(), *module.named_buffers()):
             self.names.setdefault(id(p), name)
             self.names.setdefault(id(p._root), name)
             self.shown.setdefault(id(p._root), p)
@@ -152,10 +156,18 @@ class Recording:
             else:
                 self.grad_guards.append((leaf, actual is not None))
                 if actual is not None:
-                    actual = self.new_input(actual)
+                    actual = self._entry_grad(actual)
                     self.entry_grads.append((leaf, actual))
             self.grads[id(leaf)] = leaf, actual
         return self.grads[id(leaf)][1]
+
+    def _entry_grad(self, given):
+        """A recorded tensor for a gradient that is there at each call; it lies as the first call's does."""
+        order = memory_order(given)
+        t = self.new_input(view_of(given, [given.shape[d] for d in order], [given.strides[d] for d in order],
+                                   given._offset))
+        strides = [t.strides[order.index(d)] for d in range(given.ndim)]
+        return view_of(t, given.shape, strides, 0)
 
     def set_grad(self, leaf, value):
         """leaf.grad = value"""

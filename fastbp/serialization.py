@@ -1,12 +1,12 @@
-"""Save and load of nested state, as a zip of .npy members and one JSON member. No pickle."""
+"""Save and load of nested state: a zip of .npy members and one JSON member, or safetensors. No pickle."""
 import contextlib
+import fcntl
 import json
 import math
 import os
 import re
 import secrets
 import zipfile
-import zlib
 from typing import Any
 
 import numpy as np
@@ -15,9 +15,11 @@ from fastbp.errors import error
 
 _FORMAT = 1
 _STRUCTURE = "structure.json"
+_FORMERLY_PYTORCHS = b"\x80\x02\x8a\x0a" + (0x1950a86a20f9469cfc6c).to_bytes(10, "little")
+_FIX = "convert it, or leave it out"
 _MAX_DEPTH = 100  # keeps json and the recursion below far from Python's own limit
-
-_writing: set[str] = set()  # temporary files of the saves under way in this process
+_SAFETENSORS = {"F64": "f8", "F32": "f4", "F16": "f2", "BF16": "u2", "I64": "i8", "I32": "i4", "I16": "i2",
+                "I8": "i1", "U64": "u8", "U32": "u4", "U16": "u2", "U8": "u1", "BOOL": "?"}
 
 
 def save(path: str | os.PathLike, object: Any) -> None:
@@ -27,55 +29,50 @@ def save(path: str | os.PathLike, object: Any) -> None:
     and what has `.numpy()`, such as Tensors, of bool, integer or floating dtype of at most 8
     bytes and of any shape; numbers, bools, None, strings.
 
+    `numpy.load(path)` opens the file too, without pickle: a state dict's arrays stand there under
+    their own names, nested ones as "model/0.weight". A path that ends in .safetensors gives that
+    format (`pip install "fastbp[safetensors]"`), for one dict {name: array or tensor}.
+
     The file is whole at any moment: it is written under another name in the same folder, synced,
-    and renamed, so that a crash leaves the old file or the new one. What a crashed save left
-    behind, the next save to the same name removes. A link is followed. The mode of a file that
+    and renamed, so that a crash leaves the old file or the new one. What a killed save left
+    behind, the next save to that folder removes. A link is followed. The mode of a file that
     is replaced is kept.
 
     TypeError for anything else, named as `state['optimizer']['x']`, and ValueError for deeper
     nesting (an object that contains itself): nothing is written. OSError where the file cannot
-    be written.
+    be written. ModuleNotFoundError: safetensors is not installed.
     """
-    arrays: list[np.ndarray] = []
-    document = {"fastbp": _FORMAT, "object": _encode(object, (), arrays)}
-    structure = json.dumps(document).encode()
     path = os.fsdecode(path)
     target = os.path.realpath(path)
-    folder, name = os.path.split(target)
-    prefix = os.path.join(folder, f".fastbp-{zlib.crc32(os.fsencode(name)):08x}-")
-    temporary = f"{prefix}{os.getpid()}-{secrets.token_hex(4)}.tmp"
-    _writing.add(temporary)
+    write = (_safetensors_writer if _is_safetensors(path) else _npz_writer)(object)
     try:
-        _remove_stale(prefix)
-        with open(temporary, "xb") as file:
-            _write(file, structure, arrays)
-            file.flush()
-            with contextlib.suppress(FileNotFoundError):
-                os.fchmod(file.fileno(), os.stat(target).st_mode & 0o777)
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
+        _replace(target, write)
     except OSError as problem:
         raise error(
             type(problem), f"save: cannot write {path!r}", got=problem.strerror,
             expected="a file name in a folder with room", fix="check the path and the disk",
         ) from problem
-    finally:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)  # gone already if it was renamed
-        _writing.discard(temporary)
 
 
 def load(path: str | os.PathLike) -> Any:
-    """The object that `save` wrote to `path`.
+    """The object that `save` wrote to `path`; of a path that ends in .safetensors, what any program wrote there.
 
     Arrays and Tensors come back as NumPy arrays (writable, bits, dtype, shape and Fortran order
     as they were), NumPy scalars as NumPy scalars, the rest as it was; subclasses of dict, list
-    and tuple as these. Nothing in the file is run, and no more is allocated than it holds.
+    and tuple as these. Of safetensors a dict {name: array}, bfloat16 as float32. Nothing in the
+    file is run, and no more is allocated than it holds.
 
     ValueError for a file that `save` did not write, that is cut off or damaged. OSError
-    (FileNotFoundError, IsADirectoryError, ...) for one that can't be opened.
+    (FileNotFoundError, IsADirectoryError, ...) for one that can't be opened. ModuleNotFoundError:
+    safetensors is not installed.
     """
     path = os.fsdecode(path)
+    read, fix = _read_npz, "copy or save it again; numpy.load reads other .npz files"
+    what, expected = "damaged, or not a file of fastbp.save", f"a zip of .npy members and {_STRUCTURE}, as it writes it"
+    if _is_safetensors(path):
+        _safetensors()
+        read, fix = _read_safetensors, "copy or save it again"
+        what, expected = "damaged, or not in the format of safetensors", "what its package writes"
     try:
         file = open(path, "rb")  # noqa: SIM115
     except OSError as problem:
@@ -85,28 +82,95 @@ def load(path: str | os.PathLike) -> Any:
         ) from problem
     with file:
         try:
-            return _read(file)
+            return read(file)
         except MemoryError:
             raise
         except Exception as problem:  # over damaged bytes zipfile and NumPy raise a dozen types
+            if _is_pytorchs(file):
+                what, fix = "PyTorch's, a pickle", f"read it with PyTorch: torch.load({path!r}, weights_only=True)"
             raise error(
-                ValueError, f"load: {path!r} is damaged, or not a file of fastbp.save",
-                got=f"{type(problem).__name__}: {problem}",
-                expected=f"a zip of .npy members and {_STRUCTURE}, as fastbp.save writes it",
-                fix="copy or save it again; numpy.load reads other .npz files",
+                ValueError, f"load: {path!r} is {what}", got=f"{type(problem).__name__}: {problem}", expected=expected,
+                fix=fix,
             ) from problem
 
 
-def _write(file: Any, structure: bytes, arrays: list[np.ndarray]) -> None:
-    with zipfile.ZipFile(file, "w") as archive:
-        with archive.open(_STRUCTURE, "w") as member:
-            member.write(structure)
-        for i, array in enumerate(arrays):
-            with archive.open(f"arr_{i}.npy", "w", force_zip64=True) as member:
-                np.lib.format.write_array(member, array, version=(1, 0), allow_pickle=False)
+def as_array(x: Any) -> np.ndarray:
+    """An array, a Tensor or PyTorch's tensor as a NumPy array; bfloat16, which NumPy lacks, as float32."""
+    if hasattr(x, "detach") and hasattr(x, "cpu"):  # PyTorch's: with a gradient, or on a GPU, it refuses NumPy
+        x = x.detach().cpu()
+        x = x.float() if "bfloat16" in str(x.dtype) else x
+    return x.numpy() if hasattr(x, "numpy") else np.asarray(x)
 
 
-def _read(file: Any) -> Any:
+# --- the file on the disk
+
+
+def _replace(target: str, write: Any) -> None:
+    """The file that `write(file)` writes takes the place of `target`, at once or not at all."""
+    folder = os.path.dirname(target)
+    _remove_stale(folder)
+    file = _temporary(folder)
+    try:
+        with file:
+            write(file)
+            file.flush()
+            with contextlib.suppress(FileNotFoundError):
+                os.fchmod(file.fileno(), os.stat(target).st_mode & 0o777)
+            os.fsync(file.fileno())
+            os.replace(file.name, target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(file.name)  # gone already if it was renamed
+        raise
+    with contextlib.suppress(OSError):  # not every file system syncs folders
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _temporary(folder: str) -> Any:
+    """A new file in `folder`. Its lock, which ends with its process, says that it is being written."""
+    while True:
+        file = open(os.path.join(folder, f".fastbp-{secrets.token_hex(8)}.tmp"), "xb")  # noqa: SIM115
+        with contextlib.suppress(OSError):  # not every file system locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if os.path.exists(file.name):
+            return file
+        file.close()  # another save took it for stale before it was locked
+
+
+def _remove_stale(folder: str) -> None:
+    """Remove what saves that were killed left in `folder`."""
+    for name in os.listdir(folder):
+        if re.fullmatch(r"\.fastbp-[0-9a-f]{16}\.tmp", name):
+            path = os.path.join(folder, name)
+            with contextlib.suppress(OSError), open(path, "r+b") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.unlink(path)
+
+
+# --- .npz
+
+
+def _npz_writer(object: Any) -> Any:
+    """What writes `object` to a file; all of it is looked at first."""
+    arrays: dict[str, np.ndarray] = {}
+    document = {"fastbp": _FORMAT, "object": _encode(object, (), arrays)}
+    structure = json.dumps(document).encode()
+
+    def write(file: Any) -> None:
+        with zipfile.ZipFile(file, "w") as archive:
+            with archive.open(_STRUCTURE, "w") as member:
+                member.write(structure)
+            for name, array in arrays.items():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                    np.lib.format.write_array(member, array, version=(1, 0), allow_pickle=False)
+    return write
+
+
+def _read_npz(file: Any) -> Any:
     with zipfile.ZipFile(file) as archive:
         members = {info.filename: info for info in archive.infolist()}
         # Stored, not packed, and all together no longer than the file: no size can lie.
@@ -145,8 +209,8 @@ def _read_array(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
         return np.lib.format.read_array(member, allow_pickle=False)
 
 
-def _encode(value: Any, keys: tuple[Any, ...], arrays: list[np.ndarray]) -> Any:
-    """`value` in JSON; its arrays go to the end of `arrays`. `keys` lead to it.
+def _encode(value: Any, keys: tuple[Any, ...], arrays: dict[str, np.ndarray]) -> Any:
+    """`value` in JSON; its arrays go to `arrays`, by name. `keys` lead to it.
 
     A list, number, string, bool or None is itself; else one pair, {kind: content}. Floats are
     in Python's spelling: the shortest that gives the same bits, NaN, Infinity.
@@ -169,15 +233,25 @@ def _encode(value: Any, keys: tuple[Any, ...], arrays: list[np.ndarray]) -> Any:
         return value
     if value is None:
         return None
-    array = value.numpy() if hasattr(value, "numpy") else value
+    array = _array_of(value, keys, "dicts, lists, tuples, arrays, numbers, strings")
+    name = "/".join(map(str, keys))
+    plain = re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)*", name, re.ASCII) and len(name) <= 200
+    if not plain or name in arrays or name == _STRUCTURE:
+        name = f"#{len(arrays)}"
+    arrays[name] = array
+    return {"scalar" if numpy_scalar else "array": name}
+
+
+def _array_of(value: Any, keys: tuple[Any, ...], expected: str, fix: str = _FIX) -> np.ndarray:
+    """The array in what has one, `state[keys]`; TypeError for anything else and for other dtypes."""
+    array = as_array(value) if hasattr(value, "numpy") else value
     if not isinstance(array, (np.ndarray, np.generic)):
-        raise _unsupported(_name(keys), value, "dicts, lists, tuples, arrays, numbers, strings")
+        raise _unsupported(_name(keys), value, expected, fix)
     if not _is_plain(array.dtype):
         raise _unsupported(
             f"{_name(keys)}, of dtype {array.dtype},", value, "bool, integers, float16 to float64"
         )
-    arrays.append(np.asarray(array))
-    return {"scalar" if numpy_scalar else "array": f"arr_{len(arrays) - 1}"}
+    return np.asarray(array)
 
 
 def _decode(node: Any, read: Any) -> Any:
@@ -206,32 +280,68 @@ def _name(keys: tuple[Any, ...]) -> str:
     return "state" + "".join(f"[{key!r}]" for key in keys)
 
 
-def _unsupported(what: str, value: Any, expected: str) -> Exception:
+def _unsupported(what: str, value: Any, expected: str, fix: str = _FIX) -> Exception:
     return error(
-        TypeError, f"save: {what} cannot be saved", got=type(value).__name__, expected=expected,
-        fix="convert it, or leave it out",
+        TypeError, f"save: {what} cannot be saved", got=type(value).__name__, expected=expected, fix=fix
     )
 
 
-def _remove_stale(prefix: str) -> None:
-    """Remove the temporary files at `prefix` of processes that are gone."""
-    folder, start = os.path.split(prefix)
-    for name in os.listdir(folder):
-        match = re.fullmatch(re.escape(start) + r"(\d{1,9})-[0-9a-f]{8}\.tmp", name)
-        path = os.path.join(folder, name)
-        if match and path not in _writing and not _is_other_process(int(match[1])):
-            with contextlib.suppress(OSError):
-                os.unlink(path)
-
-
-def _is_other_process(pid: int) -> bool:
-    """Whether `pid` runs and is not this process, whose own files are in `_writing`."""
-    if pid == os.getpid():
-        return False
+def _is_pytorchs(file: Any) -> bool:
+    """Whether torch.save wrote the file: a zip with a member data.pkl, or formerly a pickle that begins so."""
+    file.seek(0)
+    if file.read(len(_FORMERLY_PYTORCHS)) == _FORMERLY_PYTORCHS:
+        return True
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        with zipfile.ZipFile(file) as archive:
+            return any(name.endswith("/data.pkl") for name in archive.namelist())
+    except Exception:  # it is damaged
         return False
-    except PermissionError:
-        pass
-    return True
+
+
+# --- safetensors
+
+
+def _is_safetensors(path: str) -> bool:
+    return path.endswith(".safetensors")
+
+
+def _safetensors() -> Any:
+    try:
+        import safetensors
+    except ModuleNotFoundError as missing:
+        raise error(
+            ModuleNotFoundError, "save, load: files .safetensors need the package of that name",
+            got="no package safetensors", expected="it, or a path that ends otherwise",
+            fix='pip install "fastbp[safetensors]"',
+        ) from missing
+    return safetensors
+
+
+def _safetensors_writer(object: Any) -> Any:
+    """What writes the state dict `object` to a file."""
+    _safetensors()
+    from safetensors.numpy import save
+    only = "one dict {name: array or tensor} in a file .safetensors", "save it to a path that ends in .npz"
+    if not isinstance(object, dict):
+        raise _unsupported("state", object, *only)
+    arrays = {}
+    for key, value in object.items():
+        if type(key) is not str or key == "__metadata__":
+            raise _unsupported(f"the key {key!r} of state", key, *only)
+        array = _array_of(value, (key,), *only)
+        arrays[key] = np.array(array, array.dtype.newbyteorder("<"), order="C")
+    # The names, shapes and layouts are PyTorch's, which is what readers ask this entry for.
+    content = save(arrays, metadata={"format": "pt"})
+    return lambda file: file.write(content)
+
+
+def _read_safetensors(file: Any) -> dict[str, np.ndarray]:
+    arrays = {}
+    for name, entry in _safetensors().deserialize(file.read()):
+        if entry["dtype"] not in _SAFETENSORS:
+            raise ValueError(f"{name!r} is of dtype {entry['dtype']}, which NumPy lacks: convert it first")
+        array = np.frombuffer(entry["data"], np.dtype(_SAFETENSORS[entry["dtype"]]).newbyteorder("<"))
+        if entry["dtype"] == "BF16":  # the upper half of a float32
+            array = (array.astype(np.uint32) << 16).view(np.float32)
+        arrays[name] = np.array(array.reshape(entry["shape"]), array.dtype.newbyteorder("="))
+    return arrays

@@ -11,14 +11,14 @@ from typing import NamedTuple
 import numpy as np
 
 from fastbp.anomaly import restoring
-from fastbp.data.batching import checked_batch_size, order, rows
+from fastbp.copying import copied, found_by_name
+from fastbp.data.batching import DataLoader
 from fastbp.differentiate import tree_map
 from fastbp.errors import StagingError, error
 from fastbp.gates.arithmetic import add
-from fastbp.gates.shape import copy
+from fastbp.gates.shape import copy, memory_order
 from fastbp.planner import plan
 from fastbp.planner.listing import Listing
-from fastbp.random import generator
 from fastbp.recording import Recording
 from fastbp_ext.gate import Gate, clone
 from fastbp_ext.program import Program
@@ -201,7 +201,7 @@ def _replay(recording, fn, recorded, arena, keep_grads, why):
         leaf_grads=[(leaf, n) for leaf, n in number.items() if id(leaf) not in by_id],
         argument_grads=[(by_id[id(leaf)], n, id(leaf) in recording.accumulates)
                         for leaf, n in number.items() if id(leaf) in by_id],
-        entry_grads=[(leaf, program.slot_of(g)) for leaf, g in recording.entry_grads],
+        entry_grads=[(leaf, program.slot_of(g._root), memory_order(g)) for leaf, g in recording.entry_grads],
         grad_guards=recording.grad_guards, guards=recording.guards,
         watched=recording.watched, captured=made.captured(),
         written=list(recording.written.values()), end=_END, add=_accumulate)
@@ -255,7 +255,9 @@ class Staged(Caller):
 
     Call it as the function. `eager` runs the function itself, gate by gate: the same bits. A
     signature is the structure, shapes, dtypes and requires_grad of the arguments; Python numbers
-    are inputs, other values are compared. StagingError: the function looks at the values of its
+    are inputs, other values are compared. It pickles as its function does, and deep-copies with what
+    that closes over; a copy records anew. (One at the top level of a module stays the one, as functions do, and
+    what any finds there by name stays what it is.) StagingError: the function looks at the values of its
     tensors, or does what can't be replayed; nothing is changed then.
     """
 
@@ -270,6 +272,19 @@ class Staged(Caller):
 
     def __get__(self, instance, owner):
         return self if instance is None else Bound(self, instance)
+
+    def __reduce__(self):
+        # Decorated where it is defined it is found by its name, as functions are.
+        if found_by_name(self.function, self):
+            return self.__qualname__
+        return type(self), (self.function, self._keep_grads)
+
+    def __deepcopy__(self, memo):
+        if found_by_name(self.function, self):
+            return self
+        made = memo[id(self)] = type(self).__new__(type(self))
+        made.__init__(copied(self.function, memo), self._keep_grads)
+        return made
 
     def eager(self, *args, **kwargs):
         """The function gate by gate, every value at hand. NumPy arrays are given as tensors, as in a replay."""
@@ -465,13 +480,20 @@ class Staged(Caller):
 
     # --- whole epochs
 
-    def epoch(self, *arrays, batch_size, shuffle=False, rng=None, progress=None, health=None, _before=()):
+    def epoch(self, *arrays, batch_size=None, shuffle=False, rng=None, progress=None, health=None, means=False,
+              _before=()):
         """One pass over the rows of `arrays` in batches; the mean of the batch losses, by rows.
 
         The batches and their order are those of `data.batches`; the step is called with each, and
         returns one scalar or a tuple that begins with it. All labels are checked before the first
         batch. `progress(done, total)` is called at most ten times a second and at the end. Ctrl-C
         stops between two batches.
+
+        One `data.DataLoader` may stand for the arrays, batch_size, shuffle and rng: its place moves on with
+        each batch, and the rest of an epoch that was loaded gives the mean of the whole epoch.
+
+        means=True: a list of the means of all scalars that the tuple begins with, as `return loss, error`;
+        progress(done, total, means so far).
 
         health=k: every k-th step, counted over all epochs since the last `reset`, runs through a second program
         that measures its layers, with the same bits; `health_log` has (step, Health) of the last 1,000.
@@ -482,88 +504,125 @@ class Staged(Caller):
                 raise error(ValueError, "epoch: health can't be this", got=repr(health),
                             expected="an int of 1 or more, or None", fix="health=100: every 100th step")
             _refuse_where_nothing_is_replayed("epoch: health")
-        n, size = rows(arrays), checked_batch_size(batch_size)
-        arrays = [a.numpy() if isinstance(a, Tensor) else np.asarray(a) for a in arrays]
-        progress = _at_times(progress, n)
-        generator(rng)
+        loader = _loader(arrays, batch_size, shuffle, rng)
+        n, size = loader.rows, loader.batch_size
+        arrays = [a.numpy() if isinstance(a, Tensor) else np.asarray(a) for a in loader.arrays]
+        progress = at_times(progress, n, means)
         if not is_replayed():
-            return self._epoch_by_calls(arrays, n, size, order(n, shuffle, rng), progress, None, _before)
+            found = self._epoch_by_calls(arrays, loader, loader.begin(sums=True), progress, None, _before)
+            return found if means else found[0]
         # Both programs are recorded, and all labels checked, before anything changes or is drawn.
         arrays = [from_numpy(np.ascontiguousarray(a)) for a in arrays]
         parts = [self._part(arrays, start, stop, rows_, _before)
                  for start, stop, rows_ in ((0, n - n % size, size), (n - n % size, n, n % size)) if stop > start]
         for part in parts if health is not None else ():
             self._examination().replay_for(part.args, {})
-        chosen = order(n, shuffle, rng)
+        chosen = loader.begin(sums=True)
         if any(part.columns is None or part.mixed(chosen) for part in parts):
-            return self._epoch_by_calls([a.numpy() for a in arrays], n, size, chosen, progress, health, _before)
+            found = self._epoch_by_calls([a.numpy() for a in arrays], loader, chosen, progress, health, _before)
+            return found if means else found[0]
         if chosen is not None:
             chosen = from_numpy(np.ascontiguousarray(chosen, dtype=np.int64))
-        total = 0.0
+        place = loader.keep(min(part.replay.scalars for part in parts))
+        totals = place[1:]
         for part in parts:
             feed = Feed([slot for slot, *_ in part.columns], [values for _, values, *_ in part.columns], chosen,
                         part.rows)
-            at = part.start
-            while at < part.stop:
+            while place[0] < part.stop:
+                at = int(place[0])
                 left = self._steps_left(health)    # until one is examined
                 if left == 0:
-                    total += part.rows * self._examined_loss(_batch(arrays, chosen, at, part.rows), _before)
-                    at += part.rows
+                    batch = _batch(arrays, chosen, at, part.rows)
+                    totals += part.rows * np.array(scalars_of(self._examined_step(batch, _before))[:len(totals)])
+                    place[0] += part.rows
                 else:
                     stop = part.stop if health is None else min(part.stop, at + left * part.rows)
-                    ran = self.run_rows(part.args, part.replay, feed, at, stop, part.rows, total)
-                    if ran is None:
+                    if not self.run_rows(part.args, part.replay, feed, stop, part.rows, from_numpy(place)):
                         raise error(StagingError, "epoch: the program fits no more", got="another mode or option",
                                     expected="those that the epoch began with", fix="change them between epochs")
-                    self._steps += (ran[0] - at) // part.rows
-                    at, total = ran
-                progress(at)
-        return total / n
+                    self._steps += (int(place[0]) - at) // part.rows
+                progress(int(place[0]), totals)
+        loader.end()
+        found = (totals / n).tolist()
+        return found if means else found[0]
 
     def _steps_left(self, health):
         """How many steps come before the next that is examined."""
         return -1 if health is None else health - 1 - self._steps % health
 
-    def _examined_loss(self, batch, before):
-        """The loss of one step that is examined."""
+    def _examined_step(self, batch, before):
+        """What one step returns that is examined."""
         result, numbers, layout = self._examination()(*before, *batch)
         self._steps += 1
         self._healths.append((self._steps, _health(layout, numbers)))
-        return _loss_of(result)
+        return result
 
     def _part(self, arrays, start, stop, size, before):
         args = (*before, *(from_numpy(a.numpy()[start:start + size]) for a in arrays))
         replay = self.replay_for(args, {})
-        loss = replay.loss
-        if loss is None:
-            raise error(StagingError, "epoch: the step returns no scalar", got="something else first",
-                        expected="a 0-d loss, or a tuple that begins with one", fix="return loss")
+        if not replay.scalars:
+            raise _no_scalar("epoch")
         first = replay.inputs - len(arrays)
         return _Part(start, stop, size, args, replay, replay.columns(first, arrays))
 
-    def _epoch_by_calls(self, arrays, n, size, chosen, progress, health, before):
-        total = 0.0
-        for start in range(0, n, size):
-            part = slice(start, start + size) if chosen is None else chosen[start:start + size]
-            batch = [a[part] for a in arrays]
+    def _epoch_by_calls(self, arrays, loader, chosen, progress, health, before):
+        def step(*batch):
             if self._steps_left(health) == 0:
-                loss = self._examined_loss(batch, before)
-            else:
-                loss = _loss_of(self(*before, *batch))
-                self._steps += 1
-            total += loss * len(batch[0])
-            progress(min(start + size, n))
-        return total / n
+                return self._examined_step(batch, before)
+            result = self(*before, *batch)
+            self._steps += 1
+            return result
+        return means_by_calls(step, arrays, loader.batch_size, chosen, progress, loader)
+
+
+def means_by_calls(step, arrays, size, chosen, progress, loader=None):
+    """`epoch` by calls of the step: a list of means, by rows. After each, progress(rows done, the sums so far).
+
+    loader: where the epoch begins, and whose place moves on; else the first row.
+    """
+    loader = loader or DataLoader(*arrays, batch_size=size)
+    n, place = len(arrays[0]), loader.place
+    while place[0] < n:
+        start = int(place[0])
+        part = slice(start, start + size) if chosen is None else chosen[start:start + size]
+        batch = [a[part] for a in arrays]
+        found = scalars_of(step(*batch))
+        if not found:
+            raise _no_scalar("epoch")
+        place = loader.keep(len(found))
+        place[1:] += len(batch[0]) * np.array(found[:len(place) - 1])
+        place[0] += len(batch[0])
+        progress(int(place[0]), place[1:])
+    loader.end()
+    return (place[1:] / n).tolist()
+
+
+def _loader(arrays, batch_size, shuffle, rng):
+    """The DataLoader that an epoch is given, or one of its arrays and options."""
+    if len(arrays) != 1 or not isinstance(arrays[0], DataLoader):
+        return DataLoader(*arrays, batch_size=batch_size, shuffle=shuffle, rng=rng)
+    if batch_size is not None or shuffle or rng is not None:
+        raise error(TypeError, "epoch: a DataLoader has its own batch_size, shuffle and rng", got="one, and options",
+                    expected="one alone", fix="step.epoch(loader)")
+    return arrays[0]
+
+
+def scalars_of(result):
+    """The values of the 0-d tensors of floats that a step's result begins with."""
+    parts = result if isinstance(result, tuple) else (result,)
+    return [t.item() for t in itertools.takewhile(
+        lambda t: isinstance(t, Tensor) and t.ndim == 0 and t.dtype.kind == "f", parts)]
+
+
+def _no_scalar(what):
+    return error(StagingError, f"{what}: the step returns no scalar", got="something else first",
+                 expected="a 0-d loss, or a tuple that begins with one", fix="return loss")
 
 
 def _batch(arrays, chosen, at, size):
     """Rows at .. at + size of tensors, in the order `chosen`, as arrays."""
     rows_ = slice(at, at + size) if chosen is None else chosen.numpy()[at:at + size]
     return [a.numpy()[rows_] for a in arrays]
-
-
-def _loss_of(result):
-    return (result[0] if isinstance(result, tuple) else result).item()
 
 
 def _health(layout, numbers):
@@ -602,16 +661,16 @@ class _Part(NamedTuple):
         return False
 
 
-def _at_times(progress, n):
-    """progress(done, n) at most ten times a second, and at the end."""
+def at_times(progress, n, means):
+    """progress(done, n), with `means` the sums / done too: at most ten times a second, and at the end."""
     shown = time.monotonic()
 
-    def show(done):
+    def show(done, totals):
         nonlocal shown
         now = time.monotonic()
         if progress is not None and (now - shown >= 0.1 or done >= n):
             shown = now
-            progress(done, n)
+            progress(done, n, *([(totals / done).tolist()] if means else ()))
     return show
 
 

@@ -1,12 +1,12 @@
-"""`fastbp train`: a two-layer ReLU net on images of digits, and the same epochs in NumPy."""
-import sys
+"""`fastbp train` on images: a two-layer net (mlp), beside the same epochs in NumPy, or LeNet-5 (lenet)."""
+import math
 import time
 from pathlib import Path
 
 import numpy as np
 
 import fastbp as fb
-from fastbp import data, nn, optim
+from fastbp import callbacks, data, nn, optim
 from fastbp.errors import error
 
 
@@ -39,34 +39,8 @@ def make_net(inputs, hidden, classes, seed):
 
 def evaluate(model, X, y, batch_size=1000):
     """Mean loss and share of errors over a split."""
-    loss = errors = 0.0
-    with fb.no_grad():
-        for xb, yb in data.batches(X, y, batch_size=batch_size):
-            scores = model(xb)
-            loss += fb.cross_entropy(scores, yb, reduction="sum").item()
-            errors += int((scores.numpy().argmax(1) != yb).sum())
-    return loss / len(X), errors / len(X)
-
-
-class Bar:
-    """A progress bar on a terminal, nothing elsewhere."""
-
-    def __init__(self, total, stream):
-        self.total, self.stream, self.shown = total, stream, 0.0
-        self.live = stream.isatty()
-
-    def show(self, done, text):
-        now = time.perf_counter()
-        if self.live and now - self.shown > 0.1:
-            self.shown = now
-            filled = 30 * done // self.total
-            self.stream.write(f"\r{text} [{'#' * filled}{'.' * (30 - filled)}] {100 * done // self.total:3d} %")
-            self.stream.flush()
-
-    def clear(self):
-        if self.live:
-            self.stream.write("\r" + " " * 78 + "\r")
-            self.stream.flush()
+    scores = model.predict(X, batch_size=batch_size)
+    return fb.cross_entropy(scores, y).item(), float((scores.numpy().argmax(1) != y).mean())
 
 
 def make_step(model, lr):
@@ -82,22 +56,6 @@ def make_step(model, lr):
         return loss
 
     return step
-
-
-def run_fastbp(model, X, y, epochs, batch_size, lr, seed, after_epoch):
-    """Train by SGD; `after_epoch(epoch, seconds)` is not counted. Seconds of training are returned."""
-    step, rng = make_step(model, lr), np.random.default_rng(seed)
-    total = 0.0
-    for epoch in range(epochs):
-        bar = Bar(len(X), sys.stderr)
-        begin = time.perf_counter()
-        step.epoch(X, y, batch_size=batch_size, shuffle=True, rng=rng,
-                   progress=lambda done, total, e=epoch, b=bar: b.show(done, f"epoch {e + 1:3d}/{epochs}"))
-        seconds = time.perf_counter() - begin
-        bar.clear()
-        total += seconds
-        after_epoch(epoch, seconds)
-    return total
 
 
 def run_numpy(weights, X, y, epochs, batch_size, lr, seed):
@@ -134,12 +92,68 @@ def weights_of(model):
     return [p.numpy().T.copy() for layer in (model[0], model[2]) for p in (layer.weight, layer.bias)]
 
 
-def train(folder=None, epochs=None, batch_size=None, lr=None, hidden=None, seed=0, save=None, out=print):
-    """What `fastbp train` does; the last epoch's test error is returned."""
-    if save is not None and not Path(save).resolve().parent.is_dir():
-        raise error(FileNotFoundError, "train: the weights can't be saved there", got=save,
+class LeNet(nn.Module):
+    """LeNet-5 (LeCun et al., 1998) with ReLU and max pools, for images (n, 1, side, side).
+
+    On 28 x 28 it is 6@5x5, pool, 16@5x5, pool, 256-120-84-10, by valid convolutions. Where 5x5 would leave too little
+    to pool, as on the digits' 8 x 8, the convolutions are 3x3, with one pool behind both.
+    """
+
+    def __init__(self, side, classes, rng):
+        if side < 16:
+            left = (side - 4) // 2
+            self.features = nn.Sequential(nn.Conv2d(1, 6, 3, rng=rng), nn.ReLU(),
+                                          nn.Conv2d(6, 16, 3, rng=rng), nn.ReLU(), nn.MaxPool2d(2))
+        else:
+            left = ((side - 4) // 2 - 4) // 2
+            self.features = nn.Sequential(nn.Conv2d(1, 6, 5, rng=rng), nn.ReLU(), nn.MaxPool2d(2),
+                                          nn.Conv2d(6, 16, 5, rng=rng), nn.ReLU(), nn.MaxPool2d(2))
+        self.classifier = nn.Sequential(nn.Linear(16 * left * left, 120, rng=rng), nn.ReLU(),
+                                        nn.Linear(120, 84, rng=rng), nn.ReLU(), nn.Linear(84, classes, rng=rng))
+
+    def forward(self, x):
+        return self.classifier(self.features(x).reshape(len(x), -1))
+
+
+def table(out, n):
+    """A callback that prints a line for each epoch of n images, below a heading.
+
+    Where the loss and the error on the training images were not computed after it, they are the means of its steps.
+    """
+    out(f"{'epoch':>5} {'train loss':>11} {'train error':>12} {'test loss':>10} {'test error':>11} {'images/s':>10}")
+
+    def line(record):
+        loss, wrong = (record.get(f"train_{name}", record.get(name)) for name in ("loss", "error"))
+        out(f"{record['epoch']:5d} {loss:11.4f} {wrong:12.2%} {record['test_loss']:10.4f} {record['test_error']:11.2%} "
+            f"{n / record['seconds']:10,.0f}")
+    return line
+
+
+def files(log, plot):
+    """Callbacks that write a log and draw the curves, where paths are given."""
+    return [*([callbacks.CSVLog(log)] if log else []), *([callbacks.Plot(plot)] if plot else [])]
+
+
+def check_folder(path, what):
+    """FileNotFoundError where a file can't be made at `path`, if that is not None."""
+    if path is not None and not Path(path).resolve().parent.is_dir():
+        raise error(FileNotFoundError, f"train: {what} can't be saved there", got=path,
                     expected="a file in a folder that exists", fix="make the folder first")
-    (X, y), (X_test, y_test) = load(folder, seed)
+
+
+def train(model="mlp", folder=None, epochs=None, batch_size=None, lr=None, hidden=None, seed=0, save=None, log=None,
+          plot=None, out=print):
+    """What `fastbp train` does with images; the last epoch's test error is returned."""
+    check_folder(save, "the weights")
+    check_folder(plot, "the curves")
+    splits = load(folder, seed)
+    run = train_mlp if model == "mlp" else train_lenet
+    return run(*splits, epochs, batch_size, lr, hidden, seed, save, files(log, plot), out)
+
+
+def train_mlp(train, test, epochs, batch_size, lr, hidden, seed, save, files, out):
+    """SGD, and the same epochs in NumPy."""
+    (X, y), (X_test, y_test) = train, test
     small = X.shape[1] <= 64
     epochs = epochs or (40 if small else 5)
     batch_size = batch_size or (32 if small else 100)
@@ -150,22 +164,60 @@ def train(folder=None, epochs=None, batch_size=None, lr=None, hidden=None, seed=
     start = weights_of(model)
     out(f"{X.shape[1]}-{hidden}-{classes} ReLU net, SGD on cross-entropy, rate {lr:g}, batches of {batch_size}; "
         f"{len(X):,} images to train on, {len(X_test):,} to test")
-    out(f"{'epoch':>5} {'train loss':>11} {'train error':>12} {'test loss':>10} {'test error':>11} {'images/s':>10}")
-    test_error = None
 
-    def after_epoch(epoch, seconds):
-        nonlocal test_error
-        loss, train_error = evaluate(model, X, y)
-        test_loss, test_error = evaluate(model, X_test, y_test)
-        out(f"{epoch + 1:5d} {loss:11.4f} {train_error:12.2%} {test_loss:10.4f} {test_error:11.2%} "
-            f"{len(X) / seconds:10,.0f}")
+    def validate():
+        (loss, wrong), (test_loss, test_wrong) = evaluate(model, X, y), evaluate(model, X_test, y_test)
+        return {"train_loss": loss, "train_error": wrong, "test_loss": test_loss, "test_error": test_wrong}
 
-    ours = run_fastbp(model, X, y, epochs, batch_size, lr, seed, after_epoch)
-    if save is not None:
-        fb.save(save, model.state_dict())
-        out(f"weights saved to {save}")
-    numpys, reached = run_numpy(start, X, y, epochs, batch_size, lr, seed)
-    apart = max(float(np.abs(a - b).max()) for a, b in zip(weights_of(model), reached, strict=True))
-    out(f"the same {epochs} epochs: fastbp {ours:.2f} s, NumPy {numpys:.2f} s, {numpys / ours:.1f} times as long; "
-        f"weights differ by at most {apart:.1g}")
-    return test_error
+    history = fb.fit(make_step(model, lr), X, y, epochs=epochs, batch_size=batch_size, rng=seed, progress="bar",
+                     validation=validate, callbacks=[table(out, len(X)), *files])
+    save_weights(save, model.state_dict(), out)
+    if len(history) == epochs:
+        ours = sum(history["seconds"])
+        numpys, reached = run_numpy(start, X, y, epochs, batch_size, lr, seed)
+        apart = max(float(np.abs(a - b).max()) for a, b in zip(weights_of(model), reached, strict=True))
+        out(f"the same {epochs} epochs: fastbp {ours:.2f} s, NumPy {numpys:.2f} s, {numpys / ours:.1f} times as long; "
+            f"weights differ by at most {apart:.1g}")
+    return history["test_error"][-1] if history else None
+
+
+def train_lenet(train, test, epochs, batch_size, lr, hidden, seed, save, files, out):
+    """Adam. The loss and the error on the training images are the means of an epoch's steps."""
+    side = math.isqrt(train[0].shape[1])
+    if side * side != train[0].shape[1] or side < 6:
+        raise error(ValueError, "train: lenet can't take these images", got=f"{train[0].shape[1]} pixels",
+                    expected="square images of 6 x 6 or more", fix="--model mlp takes any")
+    (X, y), (X_test, y_test) = ((X.reshape(-1, 1, side, side), y.astype(np.int64)) for X, y in (train, test))
+    small = side < 16
+    epochs, batch_size = epochs or (20 if small else 5), batch_size or (32 if small else 64)
+    lr = lr if lr is not None else 3e-3
+    model = LeNet(side, int(max(y.max(), y_test.max())) + 1, np.random.default_rng(seed))
+    opt = optim.Adam(model.parameters(), lr=lr)
+
+    @fb.staged
+    def step(x, labels):
+        scores = model(x)
+        loss = fb.cross_entropy(scores, labels)
+        opt.zero_grad()
+        loss.backward()
+        opt.step()
+        return loss, fb.where(scores.argmax(1) == labels, 0.0, 1.0).mean()
+
+    out(f"{'LeNet of 3x3 kernels' if small else 'LeNet-5'} on {side} x {side}, Adam on cross-entropy, rate {lr:g} "
+        f"falling linearly,\nbatches of {batch_size}; {len(X):,} images to train on, {len(X_test):,} to test")
+
+    def validate():
+        loss, wrong = evaluate(model, X_test, y_test)
+        return {"test_loss": loss, "test_error": wrong}
+
+    slower = optim.lr_scheduler.LambdaLR(opt, lambda epoch: max(1 - epoch / epochs, 1 / epochs))
+    history = fb.fit(step, X, y, epochs=epochs, batch_size=batch_size, rng=seed, progress="bar", validation=validate,
+                     callbacks=[table(out, len(X)), callbacks.Schedule(slower), *files])
+    save_weights(save, model.state_dict(), out)
+    return history["test_error"][-1] if history else None
+
+
+def save_weights(path, state, out):
+    if path is not None:
+        fb.save(path, state)
+        out(f"weights saved to {path}")

@@ -9,7 +9,7 @@ from libc.string cimport memset
 
 from fastbp_ext.abi cimport FB_CONSTANTS, FB_OPERANDS
 from fastbp_ext.lower cimport (lower_columns, lower_copy, lower_elementwise, lower_fold, lower_product, lower_reduce,
-                               lower_rows, lower_scan, lower_scatter, lower_state, lower_take)
+                               lower_rows, lower_scan, lower_scatter, lower_state, lower_take, lower_windows)
 from fastbp_ext.program cimport Executor, now
 from fastbp_ext.tensor cimport (BOOL, CHECKS, FLOAT32, FLOAT64, INT8, INT16, INT32, INT64, MAX_DIMS, RUNS, UINT8,
                                 UINT16, UINT64, Dtype, Tensor, as_python, blank, blank_like, dtype_name,
@@ -42,12 +42,17 @@ cdef enum Form:
     JOIN
     PLACE
     CONVERT
+    RANDOM
+    MOMENT
+    COMBINE
+    WINDOWS
     CUSTOM
     SCAN
 
 FORMS = {"elementwise": ELEMENTWISE, "view": VIEW, "copy": COPY, "reduce": REDUCE, "reduce one": REDUCE_ONE,
          "product": PRODUCT, "rows": ROWS, "take": TAKE, "scatter": SCATTER, "join": JOIN, "place": PLACE,
-         "convert": CONVERT, "custom": CUSTOM, "scan": SCAN}
+         "convert": CONVERT, "random": RANDOM, "moment": MOMENT, "combine": COMBINE, "windows": WINDOWS,
+         "scan": SCAN, "custom": CUSTOM}
 
 
 cdef _raise(str kind, str what, got, expected, fix):
@@ -357,12 +362,12 @@ cdef class Gate:
                 {name: float(given.get(name, default)) for name, default in self.constants.items()})
 
     cdef Tensor map(self, tuple args, dict params):
-        """An elementwise gate: the output has the shape that the inputs broadcast to."""
+        """An elementwise gate: the output has the shape that inputs broadcast to, and lies as the first that has it."""
         cdef tuple xs
         cdef Tensor x, y
         cdef Py_ssize_t dims[MAX_DIMS]
-        cdef int rank, d
-        cdef bint same
+        cdef int rank, d, k
+        cdef bint same = False
         if self.compares:
             xs = as_comparable(self, args)
         elif self.first:
@@ -370,11 +375,14 @@ cdef class Gate:
         else:
             xs = as_floats(self, args)
         rank = broadcast(self, xs, dims)
-        x = <Tensor> xs[self.first]
-        same = x.rank == rank and not x.contiguous
-        for d in range(rank if same else 0):
-            same = same and x.dims[d] == dims[d]
-        y = blank_like(x, self.kind_of(x)) if same else blank(rank, dims, self.kind_of(x))
+        for k in range(self.first, len(xs)):
+            x = <Tensor> xs[k]
+            same = x.rank == rank and (x.contiguous or not x._repeats())
+            for d in range(rank if same else 0):
+                same = same and x.dims[d] == dims[d]
+            if same:
+                break
+        y = blank_like(x, self.kind_of(x)) if same and not x.contiguous else blank(rank, dims, self.kind_of(x))
         return self.apply(y, xs, params)
 
     cdef Dtype kind_of(self, Tensor x):
@@ -414,7 +422,7 @@ cdef class Gate:
         cdef void* operands[FB_OPERANDS]
         cdef double c[FB_CONSTANTS]
         cdef int n = 1, k = 0
-        if self.loop == ELEMENTWISE or self.loop == ROWS or self.loop == SCAN:
+        if self.loop == ELEMENTWISE or self.loop == ROWS or self.loop == RANDOM or self.loop == SCAN:
             operands[0] = <void*> y
             for item in xs:
                 operands[n] = <void*> item
@@ -428,9 +436,15 @@ cdef class Gate:
                 return lower_rows(to, kernel, 1, n, operands, c)
             if self.loop == SCAN:
                 return lower_scan(to, kernel, n, operands, params["steps"], c)
+            if self.loop == RANDOM:    # the last is a stream's key and count
+                return lower_elementwise(to, kernel, 1, 1, n, operands, c, True)
             return lower_elementwise(to, kernel, 1, 0, n, operands, c if self.constants else NULL)
         if self.loop == REDUCE or self.loop == REDUCE_ONE:
             return lower_reduce(to, kernel, y, x, params["axes"], self.averages)
+        if self.loop == MOMENT:    # of x, m or of x, z, m
+            return lower_reduce(to, kernel, y, x, params["axes"], False, <Tensor> xs[len(xs) - 2], <Tensor> xs[-1])
+        if self.loop == COMBINE:
+            return lower_columns(to, kernel, y, x, 1)
         if self.loop == PRODUCT:
             return lower_product(to, kernel, y, x, <Tensor> xs[1], xs[2] if len(xs) > 2 else None)
         if self.loop == COPY:
@@ -445,6 +459,8 @@ cdef class Gate:
             return lower_scatter(to, kernel, y, x, xs[1:], params["axis"])
         if self.loop == JOIN:
             return self.join(to, y, xs, params["axis"])
+        if self.loop == WINDOWS:
+            return lower_windows(to, kernel, y, xs, params["window"].space, params["window"].geometry, params["units"])
         return self.place(to, y, x, params)
 
     cdef Tensor condition(self, object x):
@@ -595,7 +611,7 @@ cdef class Gate:
             if y.abstract:
                 recorder().add(y)
             return y
-        if self.loop == ROWS or self.loop == SCATTER or self.loop == SCAN:
+        if self.loop == ROWS or self.loop == SCATTER or self.loop == RANDOM or self.loop == WINDOWS or self.loop == SCAN:
             for item in xs:
                 if not (<Tensor> item).contiguous:
                     raise SystemError(f"{self.name}: its kernel walks contiguous memory; the row lacks contiguous()")
@@ -773,8 +789,9 @@ cdef _out_of_range(Tensor x, Py_ssize_t n, int64_t value, Py_ssize_t size, str g
 cdef class Update:
     """A stage that changes memory in place: kernel(outputs..., inputs..., hyperparameters).
 
-    The outputs are read too. `hyper` holds float64 hyperparameters, handed over as they are: one
-    vector; or, where a clock changes the hyperparameters themselves and nothing else, many.
+    The outputs are read too; the kernel's constant says how many there are. `hyper` holds float64
+    hyperparameters, handed over as they are: one vector; or, where a clock changes the
+    hyperparameters themselves and nothing else, many.
     """
     cdef readonly str name      # the kernel's
     cdef readonly tuple outputs
@@ -794,6 +811,7 @@ cdef class Update:
     def lower_to(self, Executor to, tuple outputs, tuple inputs, params=None):
         """Hand the instruction to an executor."""
         cdef void* operands[FB_OPERANDS]
+        cdef double c[FB_CONSTANTS]
         cdef int n = 0
         cdef Tensor w
         if not outputs:
@@ -803,8 +821,10 @@ cdef class Update:
             operands[n] = <void*> item
             n += 1
         w = <Tensor> outputs[0]
+        memset(c, 0, sizeof(c))
+        c[0] = len(outputs)
         lower_elementwise(to, <void*> <size_t> TABLE[dtype_name(w.kind)][self.name], len(outputs), 1, n,
-                          operands, NULL)
+                          operands, c)
 
     cdef run(self):
         """Now; or, where a function is recorded, at each replay."""
@@ -818,14 +838,15 @@ cdef class Update:
 
 
 class Joint:
-    """A gate and its gradient in one sweep, where the gradient of the result is known beforehand.
+    """Two gates of rows in one sweep; it is an attribute of the second one's row.
 
-    outputs y, dx; inputs dy and those of the gate. It is an attribute of the gradient's row.
+    first_inputs(*those of the second): what the first one's inputs begin with. Outputs are the first one's and the
+    second one's, inputs those of which there are more.
     """
     form = "joint"
 
-    def __init__(self, Gate forward, str kernel):
-        self.forward, self.kernel, self.name = forward, kernel, kernel
+    def __init__(self, Gate first, str kernel, first_inputs):
+        self.first, self.kernel, self.name, self.first_inputs = first, kernel, kernel, first_inputs
 
     def lower_to(self, Executor to, tuple outputs, tuple inputs, params):
         """Hand the instruction to a program."""
@@ -835,7 +856,7 @@ class Joint:
         for item in (*outputs, *inputs):
             operands[n] = <void*> item
             n += 1
-        for name in (<Gate> self.forward).constants:
+        for name in (<Gate> self.first).constants:
             c[k] = params[name]
             k += 1
         for k in range(k, FB_CONSTANTS):
@@ -902,6 +923,19 @@ class Assign:
         lower_copy(to, <Tensor> outputs[0], <Tensor> inputs[0])
 
 
+class Draw:
+    """A stage that takes the next key of a counter-based stream: key = (the stream's own, its count), which goes on."""
+    form = "draw"
+    name = "draw"
+
+    def __init__(self, Tensor key, Tensor stream):
+        self.outputs, self.inputs = (key, stream), (stream,)
+
+    def lower_to(self, Executor to, tuple outputs, tuple inputs, params):
+        """Hand the instruction to an executor."""
+        lower_state(to, <void*> <size_t> TABLE["int64"]["draw"], outputs)
+
+
 class Call:
     """A recorded stage of Python: the arrays that function(*input arrays) returns become the outputs.
 
@@ -935,6 +969,19 @@ def tick_state(str kernel, list hypers):
     """What an optimizer does once a step to the hyperparameters of its parameters, by a kernel of its own."""
     for k in range(0, len(hypers), FB_OPERANDS):
         Update(kernel, (), (), tuple(hypers[k:k + FB_OPERANDS])).run()
+
+
+def draw(Tensor stream):
+    """The next key of a counter-based stream, two int64: its own key and its count, which goes on."""
+    cdef Tensor key = blank(1, stream.dims, INT64)
+    if recording():
+        make_abstract(key)
+        recorder().add(Draw(key, stream))
+    else:
+        give_memory(key)
+        Draw(key, stream).lower_to(now, (key, stream), (stream,), None)
+    stream._changed()
+    return key
 
 
 def clone(Tensor x):

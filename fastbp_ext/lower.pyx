@@ -16,6 +16,7 @@ cdef enum:
     COLUMN_ROWS = 256    # SUM_QUARTER of kernels/reduce.pxi: lanes of so many rows are one thread's
     SCAN_ROWS = 4    # of a batch: fewer take as long, as the weights are read at each step
     REPEATED_ROW = 256    # and of fewer than these where one row is read again and again
+    SPACE = 8    # sizes of the space of windows that are walked; the others are those of the larger map
 
 cdef fb_run direct = <fb_run> <size_t> TABLE["int64"]["direct"]
 cdef fb_run strided = <fb_run> <size_t> TABLE["int64"]["strided"]
@@ -27,19 +28,23 @@ copies[2] = <void*> <size_t> TABLE["int64"]["copy2"]
 copies[4] = <void*> <size_t> TABLE["int64"]["copy4"]
 copies[8] = <void*> <size_t> TABLE["int64"]["copy8"]
 
+cdef fb_run turns[9]
+turns[4] = <fb_run> <size_t> TABLE["float32"]["turn_copy"]
+turns[8] = <fb_run> <size_t> TABLE["float64"]["turn_copy"]
+
 cdef struct SpreadForm:
-    # The form of a kernel for which operand 1, or operand 2, is one value for all elements.
+    # The form of a kernel for which some operands, bits of `single`, are one value for all elements.
     fb_inner kernel
-    int operand
+    int single
     fb_inner form
 
 cdef SpreadForm spread_forms[64]
 cdef int spread_count = 0
 for kernels in TABLE.values():
     for name in kernels:
-        if name[-2:] in (".1", ".2"):
-            spread_forms[spread_count].kernel = <fb_inner> <size_t> kernels[name[:-2]]
-            spread_forms[spread_count].operand = int(name[-1])
+        if "." in name:    # "add.1": operand 1
+            spread_forms[spread_count].kernel = <fb_inner> <size_t> kernels[name.partition(".")[0]]
+            spread_forms[spread_count].single = sum([1 << int(k) for k in name.partition(".")[2]])
             spread_forms[spread_count].form = <fb_inner> <size_t> kernels[name]
             spread_count += 1
 
@@ -88,19 +93,24 @@ cdef int join(fb_instruction* i, int first, int last) noexcept:
     return to - first
 
 
-cdef void sort_by_output(fb_instruction* i) noexcept:
-    """Dimensions in the order in which they lie in the first output."""
+cdef void sort_dimensions(fb_instruction* i, int operand, int count) noexcept:
+    """The first dimensions, so many, in the order in which they lie in an operand."""
     cdef int d, e, k
     cdef Py_ssize_t held
-    for d in range(1, i.ndim):
+    for d in range(1, count):
         e = d
-        while e > 0 and abs(i.stride[0][e - 1]) < abs(i.stride[0][e]):
+        while e > 0 and abs(i.stride[operand][e - 1]) < abs(i.stride[operand][e]):
             i.shape[e - 1], i.shape[e] = i.shape[e], i.shape[e - 1]
             for k in range(i.operands):
                 held = i.stride[k][e]
                 i.stride[k][e] = i.stride[k][e - 1]
                 i.stride[k][e - 1] = held
             e -= 1
+
+
+cdef bint are_short(fb_instruction* i, Py_ssize_t rows) noexcept:
+    """Whether rows are so many and short that they are better copied than walked one by one."""
+    return rows > SHORT_ROW and i.shape[i.ndim - 1] < (REPEATED_ROW if i.ndim == 2 and repeats(i) else SHORT_ROW)
 
 
 cdef bint repeats(fb_instruction* i) noexcept:
@@ -112,26 +122,32 @@ cdef bint repeats(fb_instruction* i) noexcept:
     return True
 
 
-cdef void take_spread_form(fb_instruction* i) noexcept:
-    """All is contiguous but for one input, a single value: a kernel that has a form for that reads it in place."""
-    cdef int k = 1 if i.stride[1][0] == 0 else 2, n
-    if not (i.itemsize[k] and i.stride[k][0] == 0 and i.stride[0][0] == i.itemsize[0]
-            and i.stride[3 - k][0] == i.itemsize[3 - k]):
-        return
+cdef bint take_row_form(fb_instruction* i) noexcept:
+    """Whether the kernel walks whole rows: along them operands are contiguous, or single values that it has a form for.
+
+    Then that form is taken.
+    """
+    cdef int k, n, single = 0
+    for k in range(i.operands):
+        if i.itemsize[k] and i.stride[k][i.ndim - 1] != i.itemsize[k]:
+            if k < i.outputs or i.stride[k][i.ndim - 1]:
+                return False
+            single |= 1 << k
+    if single == 0:
+        return True
     for n in range(spread_count):
-        if spread_forms[n].kernel == i.inner and spread_forms[n].operand == k:
+        if spread_forms[n].kernel == i.inner and spread_forms[n].single == single:
             i.inner = spread_forms[n].form
-            i.itemsize[k] = 0    # handed over as it is
-            i.run = direct
-            i.plain = 1
-            return
+            return True
+    return False
 
 
 cdef int lower_elementwise(Executor to, void* kernel, int outputs, int pointers, int n, void** operands,
-                           const double* c) except -1:
+                           const double* c, bint placed=False) except -1:
     """kernel(outputs..., inputs...) for every element, inputs broadcast to the first output.
 
-    The last `pointers` operands are handed to the kernel as they are.
+    The last `pointers` operands are handed to the kernel as they are. placed: the kernel is a run of its own,
+    which is told where the elements stand, in contiguous operands.
     """
     cdef fb_instruction i
     cdef Tensor y = <Tensor> operands[0]
@@ -157,13 +173,13 @@ cdef int lower_elementwise(Executor to, void* kernel, int outputs, int pointers,
         return 0
     i.ndim = 1
     i.shape[0] = y.count
-    i.plain = plain
+    i.plain = plain and not placed
     if y.rank > 1 and y.dims[0] >= MANY_ROWS:
         i.grain = y.count // y.dims[0]    # shares of whole rows, as those of products
     if plain:
         for k in range(n):
             i.stride[k][0] = i.itemsize[k]
-        i.run = direct
+        i.run = <fb_run> kernel if placed else direct
     else:
         i.ndim = y.rank
         for d in range(y.rank):
@@ -175,20 +191,35 @@ cdef int lower_elementwise(Executor to, void* kernel, int outputs, int pointers,
                 for d in range(y.rank):
                     i.stride[k][d] = 0
         if not y.contiguous:
-            sort_by_output(&i)
+            sort_dimensions(&i, 0, i.ndim)
             if y.rank > 1 and i.shape[0] >= MANY_ROWS:
                 i.grain = y.count // i.shape[0]
         i.ndim = join(&i, 0, i.ndim)
-        i.run = direct if i.ndim <= 1 else by_rows if i.ndim == 2 else strided
-        for k in range(n):
-            if i.itemsize[k] and i.ndim and i.stride[k][i.ndim - 1] != i.itemsize[k]:
-                i.run = strided
-        if i.run == strided and i.ndim == 1 and n == 3 and outputs == 1:
-            take_spread_form(&i)
-        if i.run == by_rows and i.shape[0] > SHORT_ROW and i.shape[1] < (REPEATED_ROW if repeats(&i) else SHORT_ROW):
+        d = i.ndim - 1
+        if d >= 0 and (d > 0 and are_short(&i, y.count // i.shape[d]) or not take_row_form(&i)):
             i.run = strided
+        elif d > 0:
+            i.run = by_rows
+        else:
+            i.run = direct
+            for k in range(n):
+                if d == 0 and i.stride[k][0] == 0:
+                    i.itemsize[k] = 0    # one value for all: handed over as it is
+            i.plain = 1
     i.walked = i.ndim
+    if i.run == strided and turns_copy(&i):
+        i.run = turns[i.itemsize[0]]
+        i.walked = i.ndim - 1
+        i.units = y.count // i.shape[i.walked]
+        i.grain = SHORT_ROW
     return to.put(&i, operands)
+
+
+cdef bint turns_copy(fb_instruction* i) noexcept:
+    """Whether it is a copy whose last dimension lies densely in y, and the one before it in x."""
+    cdef int size = i.itemsize[0], d = i.ndim - 1
+    return (i.inner == <fb_inner> copies[size] and size >= 4 and d > 0
+            and i.stride[0][d] == i.stride[1][d - 1] == size)
 
 
 cdef int lower_copy(Executor to, Tensor y, Tensor x) except -1:
@@ -199,20 +230,27 @@ cdef int lower_copy(Executor to, Tensor y, Tensor x) except -1:
     return lower_elementwise(to, copies[item_size(y.kind)], 1, 0, 2, operands, NULL)
 
 
-cdef int lower_reduce(Executor to, void* kernel, Tensor y, Tensor x, object axes, bint average) except -1:
-    """y = x folded over `axes` (ascending); divided by the number of elements for an average. y is in C order."""
+cdef int lower_reduce(Executor to, void* kernel, Tensor y, Tensor x, object axes, bint average, Tensor z=None,
+                      Tensor m=None) except -1:
+    """y = x folded over `axes` (ascending); divided by the number of elements for an average. y is in C order.
+
+    For a moment, (x - m)(z - m) is folded, or (x - m) z where z is not x; z lies as x does, and m is of the
+    same shape but for sizes of 1 along `axes`.
+    """
     cdef fb_instruction i
     cdef bint reduced[MAX_DIMS]
     cdef int d, at = 0
     cdef Py_ssize_t step = item_size(y.kind)
-    cdef void* operands[2]
+    cdef void* operands[4]
     operands[0] = <void*> y
     operands[1] = <void*> x
+    operands[2] = <void*> z
+    operands[3] = <void*> m
     for d in range(x.rank):
         reduced[d] = False
     for axis in axes:
         reduced[<int> axis] = True
-    i.operands = 2
+    i.operands = 2 if z is None else 4
     i.outputs = 1
     i.run = <fb_run> kernel
     i.units = y.count
@@ -222,23 +260,29 @@ cdef int lower_reduce(Executor to, void* kernel, Tensor y, Tensor x, object axes
     i.c[1] = 0
     set_operand(&i, 0, y)
     set_operand(&i, 1, x)
+    if z is not None:
+        set_operand(&i, 2, z)
+        set_operand(&i, 3, m)
+        i.c[2] = z is x
     for d in range(x.rank):
         if not reduced[d]:
             i.shape[at] = x.dims[d]
-            i.stride[1][at] = x.steps[d]
+            i.stride[1][at] = i.stride[2][at] = x.steps[d]
+            i.stride[3][at] = 0 if m is None or m.dims[d] == 1 else m.steps[d]
             at += 1
     d = at - 1
     while d >= 0:
         i.stride[0][d] = step
         step *= i.shape[d]
         d -= 1
+    sort_dimensions(&i, 1, at)    # the sums of what lies side by side are taken side by side
     i.kept = join(&i, 0, at)
     at = i.kept
     for d in range(x.rank):
         if reduced[d]:
             i.shape[at] = x.dims[d]
-            i.stride[0][at] = 0
-            i.stride[1][at] = x.steps[d]
+            i.stride[0][at] = i.stride[3][at] = 0
+            i.stride[1][at] = i.stride[2][at] = x.steps[d]
             at += 1
             if average:
                 i.c[0] *= x.dims[d]
@@ -356,15 +400,19 @@ cdef Py_ssize_t row_step(Tensor x, int dimensions) noexcept:
 cdef int lower_rows(Executor to, void* kernel, int outputs, int n, void** operands, const double* c) except -1:
     """Operands are matrices of the last dimension's rows, each contiguous, or one value for each row.
 
-    The largest operand says which: the space is (rows, its last dimension). Rows, and values
-    for rows, lie one step apart (fastbp.planner.fold knows the rule too).
+    The largest input says which: the space is (rows, its last dimension). Rows, and values
+    for rows, lie one step apart (fastbp.planner.fold knows the rule too). An output of more dimensions has the
+    lanes of sums over rows: whole quarters of rows are one thread's.
     """
     cdef fb_instruction i
-    cdef Tensor x = <Tensor> operands[0]
+    cdef Tensor x = <Tensor> operands[outputs]
+    cdef bint lanes = False
     cdef int k
-    for k in range(1, n):
+    for k in range(outputs + 1, n):
         if (<Tensor> operands[k]).rank > x.rank:
             x = <Tensor> operands[k]
+    for k in range(outputs):
+        lanes = lanes or (<Tensor> operands[k]).rank > x.rank
     cdef Py_ssize_t columns = x.dims[x.rank - 1]
     cdef Py_ssize_t rows = 1
     for k in range(x.rank - 1):
@@ -372,20 +420,20 @@ cdef int lower_rows(Executor to, void* kernel, int outputs, int n, void** operan
     i.operands = n
     i.outputs = outputs
     i.kept = 0
-    i.walked = 1
+    i.walked = 0 if lanes else 1
     i.ndim = 2
     i.run = <fb_run> kernel
     i.shape[0] = rows
     i.shape[1] = columns
     i.units = rows
-    i.grain = 1
+    i.grain = COLUMN_ROWS if lanes else 1
     i.work = rows * columns
     for k in range(FB_CONSTANTS):
         i.c[k] = c[k]
     for k in range(n):
         set_operand(&i, k, <Tensor> operands[k])
-        i.stride[k][1] = i.itemsize[k] if (<Tensor> operands[k]).rank == x.rank else 0
-        i.stride[k][0] = row_step(<Tensor> operands[k], x.rank - 1)
+        i.stride[k][1] = i.itemsize[k] if (<Tensor> operands[k]).rank >= x.rank else 0
+        i.stride[k][0] = row_step(<Tensor> operands[k], x.rank - 1) if (<Tensor> operands[k]).rank <= x.rank else 0
     return to.put(&i, operands)
 
 
@@ -489,8 +537,35 @@ cdef int lower_scan(Executor to, void* kernel, int n, void** operands, Py_ssize_
     return to.put(&i, operands)
 
 
+cdef int lower_windows(Executor to, void* kernel, Tensor y, tuple xs, tuple space, tuple geometry,
+                       Py_ssize_t units) except -1:
+    """kernel(y, xs...) on windows: the space and the geometry of kernels/convolution.pxi; all contiguous."""
+    cdef fb_instruction i
+    cdef void* operands[FB_OPERANDS]
+    cdef int k = 1
+    operands[0] = <void*> y
+    for x in xs:
+        operands[k] = <void*> x
+        k += 1
+    i.operands = k
+    i.outputs = 1
+    i.kept = i.walked = i.ndim = 0
+    i.run = <fb_run> kernel
+    i.units = units
+    i.grain = 1
+    i.work = 1
+    for k in range(i.operands):
+        set_operand(&i, k, <Tensor> operands[k])
+    for k in range(len(space)):
+        i.shape[k] = space[k]
+        i.work *= i.shape[k] if k < SPACE else 1
+    for k in range(len(geometry)):
+        i.stride[FB_OPERANDS - 1][k] = geometry[k]
+    return to.put(&i, operands)
+
+
 cdef int lower_state(Executor to, void* kernel, tuple states) except -1:
-    """kernel(states...), once: small vectors of an optimizer's state, of one length."""
+    """kernel(states...), once: small vectors of one length, of an optimizer's state or a stream's."""
     cdef fb_instruction i
     cdef void* operands[FB_OPERANDS]
     cdef int k = 0

@@ -14,12 +14,13 @@ from libc.string cimport memcpy
 
 from fastbp_ext.abi cimport fb_flush_begin, fb_flush_end
 from fastbp_ext.program cimport Program, flush, now_seconds, precision
-from fastbp_ext.tensor cimport (FLOAT32, MAX_DIMS, NOWHERE, Dtype, Memory, Tensor, contiguous_copy, generation,
+from fastbp_ext.tensor cimport (FLOAT32, FLOAT64, MAX_DIMS, NOWHERE, Dtype, Memory, Tensor, contiguous_copy, generation,
                                 grad_enabled, item_size, memory_of, plain_labels, refuse_leaked, replaying,
                                 result_like, seen_at, set_stage, staging, tick, wrap_array)
 
 import os
 import threading
+from copy import deepcopy
 
 import numpy as np
 
@@ -334,8 +335,9 @@ cdef class Replay:
     tensor for the checked values, its slot, the check, whether some are ignored). leaf_grads:
     (leaf, number of the result or -1); argument_grads: (number of the input, number of the
     result or -1, whether it is added to what is there). entry_grads: (leaf, slot of its
-    gradient before). grad_guards: (leaf, whether it had a gradient). guards: (what, call, what
-    it returned). watched: (array, a copy of it). captured: tensors of others; written: those that stages change.
+    gradient before, the order of its dimensions in memory). grad_guards: (leaf, whether it had a
+    gradient). guards: (what, call, what it returned). watched: (array, a copy of it). captured:
+    tensors of others; written: those that stages change.
     """
     cdef readonly Program program
     cdef readonly tuple args
@@ -397,7 +399,7 @@ cdef class Replay:
         self.captured, self.written = captured, written
         self.addresses = [t._address for t in captured]
         self.needs = [t.requires_grad for t in captured]
-        self.leaves = [leaf for leaf, _ in (*leaf_grads, *entry_grads)]
+        self.leaves = [leaf for leaf, *_ in (*leaf_grads, *entry_grads)]
         self.leaf_ids = {id(t) for t in (*captured, *written, *self.leaves)}
         self.grad_mode, self.precision, self.flushing = grad_enabled(), precision, flush
         self.seen = program.long_run or program.calls
@@ -612,8 +614,8 @@ cdef class Replay:
             if given.slot >= 0:
                 self.program.place(given.slot, given.data)
             given += 1
-        for leaf, slot in self.entry_grads:
-            g = as_input((<Tensor> leaf).gradient)
+        for leaf, slot, order in self.entry_grads:
+            g = as_input(turned((<Tensor> leaf).gradient, order))
             for _n in range(self.write_count):
                 if g.data < self.writes[_n].memory.high and self.writes[_n].memory.low < memory_of(g).high:
                     raise refusal(
@@ -802,20 +804,21 @@ cdef class Replay:
         finally:
             self.leave()
 
-    cdef Py_ssize_t run_rows(self, Feed feed, Py_ssize_t at, Py_ssize_t stop, Py_ssize_t size,
-                             double* total) except -1:
-        """Batches of `size` rows from row `at` on, for a while; where the next batch begins is returned.
+    cdef int run_rows(self, Feed feed, Py_ssize_t stop, Py_ssize_t size, Tensor place) except -1:
+        """Batches of `size` rows, for a while. place: float64, moved on with each, whatever comes between:
 
-        `total` grows by the loss of each batch, the first result, times its rows.
+        the row where the next begins; sums of the scalars of each batch, the first results, times its rows.
         """
         cdef tuple made = self.begin()
-        cdef Tensor loss = <Tensor> made[0]
+        cdef PyObject** scalars = items(made)
+        cdef double* total = <double*> place.data
+        cdef Py_ssize_t at = <Py_ssize_t> total[0]
         cdef double until
         cdef unsigned mode
         cdef Py_ssize_t k
         self.bind()
         if not self.enter(True):
-            return at
+            return 0
         with nogil:
             mode = fb_flush_begin(flush)
             until = now_seconds() + SLICE
@@ -823,14 +826,16 @@ cdef class Replay:
                 for k in range(feed.count):
                     self.program.place(feed.columns[k].slot, feed.rows(k, at, size))
                 self.program.run(0, self.program.count)
-                total[0] += size * ((<float*> loss.data)[0] if loss.kind == FLOAT32 else (<double*> loss.data)[0])
+                for k in range(1, place.count):
+                    total[k] += size * number_of(scalars[k - 1])
                 at += size
+                total[0] = at
                 if now_seconds() > until:
                     break
             fb_flush_end(mode)
         self.leave()
         self.finish(made)
-        return at
+        return 0
 
     def columns(self, Py_ssize_t first, list arrays):
         """What changes from batch to batch: (slot, values for all rows, where labels are ignored or None, whether
@@ -858,18 +863,38 @@ cdef class Replay:
         return self.repeats and not self.program.calls
 
     @property
-    def loss(self):
-        """The recorded scalar that is returned, or comes first in a tuple; None where it does not."""
-        cdef Nest nest = self.nest
-        if nest.shape == TUPLE and nest.parts:
-            nest = <Nest> nest.parts[0]
-        t = self.recorded[nest.number] if nest.shape == RESULT else None
-        return t if t is not None and t.ndim == 0 and t.dtype.kind == "f" else None
+    def scalars(self):
+        """How many scalars of floats the tuple that is returned begins with; 1 for a scalar alone."""
+        cdef Nest nest
+        cdef Tensor t
+        cdef Py_ssize_t n = 0
+        for nest in self.nest.parts if self.nest.shape == TUPLE else (self.nest,):
+            if nest.shape != RESULT:
+                break
+            t = <Tensor> self.recorded[nest.number]
+            if t.rank or t.kind != FLOAT32 and t.kind != FLOAT64:
+                break
+            n += 1
+        return n
+
+
+cdef inline double number_of(PyObject* scalar) noexcept nogil:
+    """The value of a Tensor of one float."""
+    cdef char* data = (<Tensor> scalar).data
+    return (<float*> data)[0] if (<Tensor> scalar).kind == FLOAT32 else (<double*> data)[0]
 
 
 cdef convert(Tensor x, tuple check, out):
     size, gate, what, wrap, ignored, fill = check
     return as_index(x, size, gate, what, wrap, ignored, fill, out)
+
+
+cdef Tensor turned(Tensor x, list order):
+    """x with its dimensions in an order."""
+    if order == sorted(order):
+        return x
+    shape, strides = x.shape, x.strides
+    return view_of(x, [shape[d] for d in order], [strides[d] for d in order], x._offset)
 
 
 cdef Tensor rows_of(Tensor x, Tensor source):
@@ -1033,21 +1058,20 @@ cdef class Caller:
         """What the last of `times` calls returns; signals are looked for in between."""
         return self.run(args, kwargs, times)
 
-    def run_rows(self, tuple args, Replay replay, Feed feed, Py_ssize_t at, Py_ssize_t stop, Py_ssize_t size,
-                 double total):
-        """Batches from row `at` on, for a while: (where the next begins, `total` and their losses by rows).
+    def run_rows(self, tuple args, Replay replay, Feed feed, Py_ssize_t stop, Py_ssize_t size, Tensor place):
+        """Batches up to row `stop`, for a while, from `place` on, which moves on: the row, and sums of the scalars.
 
-        args are those of any batch; the feed's rows take their places. None: the replay does not
+        args are those of any batch; the feed's rows take their places. False: the replay does not
         fit any more, as what it took for granted changed.
         """
         self.take_turn()
         try:
             if not replay.takes(items(args), PyTuple_GET_SIZE(args), None):
-                return None
-            at = replay.run_rows(feed, at, stop, size, &total)
+                return False
+            replay.run_rows(feed, stop, size, place)
+            return True
         finally:
             self.give_turn(replay)
-        return at, total
 
     def rehearse(self, tuple args, dict kwargs, Replay replay, list state, double seconds=0):
         """(what a call on these arguments returns,); () where the replay does not fit them any more.
@@ -1131,6 +1155,12 @@ cdef class Bound:
 
     def __init__(self, staged, instance):
         self.staged, self.instance = staged, instance
+
+    def __reduce__(self):
+        return Bound, (self.staged, self.instance)
+
+    def __deepcopy__(self, memo):
+        return Bound(deepcopy(self.staged, memo), deepcopy(self.instance, memo))
 
     def __call__(self, *args, **kwargs):
         return self.staged(self.instance, *args, **kwargs)

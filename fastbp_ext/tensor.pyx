@@ -10,6 +10,7 @@ from libc.string cimport memcpy
 
 import functools
 import os
+from copy import deepcopy
 
 import numpy as np
 
@@ -893,8 +894,20 @@ cdef class Tensor:
         return format(self.item(), spec) if self.count == 1 and spec else format(str(self), spec)
 
     def __reduce__(self):
-        # A copy has the values and the layout; a past can't be copied.
-        return _rebuild, (type(self), self.numpy().copy(order="K"), self.needs_grad and self.stage is None, self.name)
+        # A copy is a leaf without a gradient, as PyTorch's is. Its layout is kept: NumPy keeps no other than C and F.
+        array = self.numpy().copy(order="K")
+        order = sorted(range(self.rank), key=lambda d: -array.strides[d])
+        return (_rebuild, (type(self), array.transpose(order), order, self.needs_grad, self.name),
+                getattr(self, "__dict__", None) or None)
+
+    def __deepcopy__(self, dict memo):
+        if not self.is_leaf:
+            raise RuntimeError("copy.deepcopy: a gate made this tensor, and a past can't be copied: copy x.detach()")
+        make, args, attributes = self.__reduce__()
+        y = memo[id(self)] = make(*args)
+        if attributes:
+            y.__dict__.update(deepcopy(attributes, memo))
+        return y
 
     def detach(self):
         """The same memory, without a past: no gradient flows through it."""
@@ -990,9 +1003,10 @@ cdef class Tensor:
     def __getitem__(self, index): return OPERATORS["__getitem__"](self, index)
 
 
-def _rebuild(kind, array, bint requires_grad, name):
-    """A tensor of class `kind` over an array: what pickle and copy call."""
-    cdef Tensor shared = wrap_array(array)
+def _rebuild(kind, array, list order, bint requires_grad, name):
+    """A tensor of class `kind` over an array, its dimensions put back from `order`: what pickle and copy call."""
+    array = np.require(array, requirements="W")    # pickle's buffers out of band may be read only
+    cdef Tensor shared = wrap_array(array.transpose(np.argsort(order)))
     cdef Tensor y = Tensor.__new__(kind)
     alias(y, shared)
     y.needs_grad = requires_grad

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 import fastbp as fb
+from fastbp.nn import functional as F
+from fastbp.random import stream
 
 erf = np.vectorize(math.erf, otypes=[float])
 erfc = np.vectorize(math.erfc, otypes=[float])
@@ -17,6 +19,10 @@ erfc = np.vectorize(math.erfc, otypes=[float])
 
 def anywhere(rng, shape):
     return rng.uniform(-3, 3, shape)
+
+
+def small(rng, shape):
+    return rng.uniform(-0.5, 0.5, shape)
 
 
 def positive(rng, shape):
@@ -160,7 +166,117 @@ def huber(x, t, delta=1.0):
     return np.where(d <= delta, d * d / 2, delta * (d - delta / 2))
 
 
+def windows(x, kernel, stride, padding, dilation, fill, out):
+    """The windows (N, C, OH, OW, KH, KW) of images, `fill` outside of them; padding before, size of the map: out."""
+    n, c, h, w = x.shape
+    reach = [(o - 1) * s + d * (k - 1) + 1 for o, s, d, k in zip(out, stride, dilation, kernel, strict=True)]
+    wide = np.full((n, c, *(max(r, p + size) for r, p, size in zip(reach, padding, (h, w), strict=True))), fill)
+    wide[:, :, padding[0]:padding[0] + h, padding[1]:padding[1] + w] = x
+    rows, columns = [np.arange(o)[:, None] * s + np.arange(k) * d
+                     for o, s, k, d in zip(out, stride, kernel, dilation, strict=True)]
+    return wide[:, :, rows[:, None, :, None], columns[None, :, None, :]]
+
+
+def pair(x):
+    return x if isinstance(x, tuple) else (x, x)
+
+
+def map_size(shape, kernel, stride, padding, dilation):
+    return [(n + 2 * p - d * (k - 1) - 1) // s + 1
+            for n, k, s, p, d in zip(shape, kernel, stride, padding, dilation, strict=True)]
+
+
+def conv2d(x, w, b=0, stride=1, padding=0, dilation=1, groups=1, out=None):
+    stride, padding, dilation = pair(stride), pair(padding), pair(dilation)
+    out = out or map_size(x.shape[2:], w.shape[2:], stride, padding, dilation)
+    seen = windows(x, w.shape[2:], stride, padding, dilation, 0.0, out)
+    parts = [np.einsum("nchwkl,ockl->nohw", s, v)
+             for s, v in zip(np.split(seen, groups, 1), np.split(w, groups), strict=True)]
+    return np.concatenate(parts, 1) + np.reshape(b, (-1, 1, 1))
+
+
+def convolved(shapes, draw=anywhere, **options):
+    return Case(lambda *xs: F.conv2d(*xs, **options), lambda *xs: conv2d(*xs, **options), shapes, draw)
+
+
+def max_pool2d(x, kernel, stride=None, padding=0, dilation=1, out=None):
+    kernel, padding, dilation = pair(kernel), pair(padding), pair(dilation)
+    stride = pair(stride or kernel)
+    out = out or map_size(x.shape[2:], kernel, stride, padding, dilation)
+    return windows(x, kernel, stride, padding, dilation, -np.inf, out).max((-2, -1))
+
+
+def avg_pool2d(x, kernel, stride, padding, padded=True):
+    kernel, stride, padding = pair(kernel), pair(stride), pair(padding)
+    out = map_size(x.shape[2:], kernel, stride, padding, (1, 1))
+    sums = windows(x, kernel, stride, padding, (1, 1), 0.0, out).sum((-2, -1))
+    ones = windows(np.ones_like(x), kernel, stride, padding, (1, 1), 0.0, out).sum((-2, -1))
+    return sums / (kernel[0] * kernel[1] if padded else ones)
+
+
+def pooled(call, oracle, shape=(3, 2, 6, 7)):
+    return Case(call, oracle, [shape], distinct)
+
+
 PLACES = np.array([[2, 0], [1, 2]])
+
+
+def philox(counter, key):
+    """Philox4x32-10 of counters (4, n) and a key of two words: four random words of each."""
+    x0, x1, x2, x3 = np.asarray(counter, np.uint64)
+    k0, k1 = int(key[0]), int(key[1])
+    for _ in range(10):
+        a, b = x0 * np.uint64(0xD2511F53), x2 * np.uint64(0xCD9E8D57)
+        low = np.uint64(2**32 - 1)
+        x0, x1, x2, x3 = (b >> 32) ^ x1 ^ np.uint64(k0), b & low, (a >> 32) ^ x3 ^ np.uint64(k1), a & low
+        k0, k1 = (k0 + 0x9E3779B9) % 2**32, (k1 + 0xBB67AE85) % 2**32
+    return np.array([x0, x1, x2, x3])
+
+
+def drawn(n, state):
+    """The words of n elements by a stream's key and count."""
+    key, count = (int(word) % 2**64 for word in state)
+    block = np.arange(-(-n // 64) * 16, dtype=np.uint64)
+    words = philox([block, block * 0, block * 0 + count % 2**32, block * 0 + count // 2**32],
+                   (key % 2**32, key // 2**32))
+    return words.reshape(4, -1, 16).transpose(1, 0, 2).reshape(-1)[:n]
+
+
+def normalized(x, axes, eps, center=True):
+    d = x - x.mean(axes, keepdims=True) * center
+    return d / np.sqrt(np.square(d).mean(axes, keepdims=True) + eps)
+
+
+def batch_norm(x, w=1.0, b=0.0, axes=None, eps=1e-5):
+    shape = (1, -1, *(1,) * (x.ndim - 2))
+    return normalized(x, (0, *range(2, x.ndim)), eps) * np.reshape(w, shape) + np.reshape(b, shape)
+
+
+def running(x, w, b):
+    shape = (1, 3, *(1,) * (x.ndim - 2))
+    return (x - RUNNING[0].reshape(shape)) / np.sqrt(RUNNING[1] + 1e-3).reshape(shape) * w.reshape(shape) + b.reshape(
+        shape)
+
+
+RUNNING = np.array([[0.5, -1.0, 0.25], [2.0, 0.5, 1.5]])
+
+
+def attention(q, k, v, seen=True, added=0.0, scale=None):
+    scores = q @ k.swapaxes(-1, -2) * (q.shape[-1]**-0.5 if scale is None else scale) + added
+    e = np.exp(scores - scores.max(-1, keepdims=True)) * seen
+    return np.divide(e, e.sum(-1, keepdims=True), out=np.zeros_like(e), where=e.sum(-1, keepdims=True) > 0) @ v
+
+
+SEEN = np.array([[True, False, True], [True, True, True], [False, False, False], [False, True, False]])
+
+
+def of_dtype(values, x):
+    return fb.tensor(values.astype(x.dtype))
+
+
+def dropped(x, p, seed):
+    kept = drawn(x.size, stream(seed).numpy()).reshape(x.shape) >= round(p * 2**32)
+    return x * kept / (1 - p)
 
 CASES = {
     # arithmetic
@@ -236,6 +352,8 @@ CASES = {
     # shapes
     "reshape": [Case(lambda x: fb.reshape(x, (5, -1)), lambda x: x.reshape(5, -1), [(4, 5)]),
                 Case(lambda x: x.T.reshape(2, 10), lambda x: x.T.reshape(2, 10), [(4, 5)])],
+    "flatten": [Case(lambda x: fb.flatten(x, 1), lambda x: x.reshape(len(x), -1), [(4, 3, 5)]),
+                Case(lambda x: x.flatten(0, 1), lambda x: x.reshape(-1, 5), [(4, 3, 5)])],
     "transpose": [Case(fb.transpose, np.transpose, [(4, 3, 5)]),
                   Case(lambda x: x.transpose(2, 0, 1), lambda x: x.transpose(2, 0, 1), [(4, 3, 5)]),
                   Case(lambda x: fb.transpose(x, (1, 0)), lambda x: x.T, [(4, 3)])],
@@ -252,6 +370,42 @@ CASES = {
         np.array([0, 2, 2, -1]), (slice(None), PLACES), (np.array([3, 1]), np.array([0, 2])),
         (np.array([3, 1]), slice(None), np.array([0, 4])), (0, np.array([1, 1])), (slice(1, 3), np.array([0, 2]), 1),
         (slice(0, 0),), np.arange(60).reshape(4, 3, 5) % 7 == 0, [0, 3])],
+    # normalization
+    "batch_norm": [
+        *(Case(lambda x, w, b: fb.batch_norm(x, None, None, w, b, True), batch_norm, [shape, (3,), (3,)])
+          for shape in ((5, 3), (4, 3, 5), (2, 3, 4, 3), (1, 3, 2, 2, 5))),
+        Case(lambda x: fb.batch_norm(x.transpose(3, 0, 1, 2), training=True, eps=0.1),    # the batch lies last
+             lambda x: batch_norm(x.transpose(3, 0, 1, 2), eps=0.1), [(3, 4, 3, 5)]),
+        *(Case(lambda x, w, b: fb.batch_norm(x, *(of_dtype(s, x) for s in RUNNING), w, b, eps=1e-3), running,
+               [shape, (3,), (3,)]) for shape in ((4, 3), (2, 3, 4, 5)))],
+    "layer_norm": [
+        Case(lambda x, w, b: fb.layer_norm(x, w.shape, w, b), lambda x, w, b: normalized(x, -1, 1e-5) * w + b,
+             [(4, 3, 5), (5,), (5,)]),
+        Case(lambda x, w: fb.layer_norm(x, (3, 5), w, eps=0.1), lambda x, w: normalized(x, (-2, -1), 0.1) * w,
+             [(4, 3, 5), (3, 5)]),
+        Case(lambda x: fb.layer_norm(x, 67), lambda x: normalized(x, -1, 1e-5), [(3, 67)])],
+    "rms_norm": [
+        Case(lambda x, w: fb.rms_norm(x, w.shape, w, 1e-3), lambda x, w: normalized(x, -1, 1e-3, False) * w,
+             [(4, 3, 5), (5,)]),
+        Case(lambda x: fb.rms_norm(x, x.shape[1:]), lambda x: normalized(x, (1, 2), 0, False), [(4, 3, 5)])],
+    # random
+    "dropout": [Case(lambda x, p=p: fb.dropout(x, p, rng=3), lambda x, p=p: dropped(x, p, 3), [shape])
+                for p, shape in ((0.3, (7, 5)), (0.5, (4, 3, 50)))],
+    "dropout1d": [Case(lambda x: F.dropout1d(x, 0.4, rng=3), lambda x: x * dropped(np.ones((3, 5, 1)), 0.4, 3),
+                       [(3, 5, 4)])],
+    "dropout2d": [Case(lambda x: F.dropout2d(x, 0.4, rng=3), lambda x: x * dropped(np.ones((3, 5, 1, 1)), 0.4, 3),
+                       [(3, 5, 4, 2)])],
+    # embedding
+    "embedding": [Case(lambda w: F.embedding(PLACES, w), lambda w: w[PLACES], [(4, 5)])],
+    # attention
+    "scaled_dot_product_attention": [
+        Case(fb.scaled_dot_product_attention, attention, [(2, 4, 5), (2, 3, 5), (2, 3, 6)]),
+        Case(lambda q, k, v: fb.scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.7),
+             lambda q, k, v: attention(q, k, v, np.tri(4, 3), scale=0.7), [(4, 5), (3, 5), (3, 5)]),
+        Case(lambda q, k, v: fb.scaled_dot_product_attention(q, k, v, SEEN), lambda q, k, v: attention(q, k, v, SEEN),
+             [(2, 1, 4, 5), (3, 3, 5), (1, 1, 3, 2)]),
+        Case(fb.scaled_dot_product_attention, lambda q, k, v, m: attention(q, k, v, added=m),
+             [(2, 4, 5), (2, 3, 5), (2, 3, 5), (4, 3)])],
     # losses
     "mse_loss": loss(fb.mse_loss, lambda x, t: (x - t)**2),
     "l1_loss": loss(fb.l1_loss, lambda x, t: np.abs(x - t)),
@@ -268,6 +422,42 @@ CASES = {
         Case(lambda x: fb.cross_entropy(x, np.array(1)), lambda x: cross_entropy(x[None], np.array([1])), [(3,)])],
     "hinge_loss": [Case(lambda s: fb.hinge_loss(s, LABELS), lambda s: hinge(s).mean(), [(4, 3)]),
                    Case(lambda s: fb.hinge_loss(s, LABELS, reduction="none"), hinge, [(4, 3)])],
+    # nn.functional's own
+    "linear": [Case(F.linear, lambda x, w, b: x @ w.T + b, [(4, 3), (5, 3), (5,)]),
+               Case(F.linear, lambda x, w: x @ w.T, [(2, 4, 3), (5, 3)])],
+    "conv2d": [convolved([(3, 2, 6, 7), (5, 2, 3, 2), (5,)]), convolved([(1, 1, 4, 4), (1, 1, 4, 4)]),
+               convolved([(17, 3, 5, 5), (2, 3, 2, 2)], padding=1),
+               convolved([(2, 4, 7, 8), (6, 2, 3, 3), (6,)], stride=(2, 3), padding=(2, 1), groups=2),
+               convolved([(2, 3, 9, 8), (3, 1, 3, 2)], dilation=(2, 3), padding=2, groups=3),
+               convolved([(5, 2, 6, 5), (3, 2, 3, 3)], stride=2, dilation=2, padding=2),
+               convolved([(2, 1, 3, 40), (1, 1, 1, 600)], padding=(0, 290)),
+               convolved([(2, 70, 3, 3), (9, 70, 3, 3), (9,)], small, padding=1),
+               Case(lambda x, w: F.conv2d(x, w, padding="same", dilation=(1, 2)),
+                    lambda x, w: conv2d(x, w, padding=(0, 2), dilation=(1, 2), out=(5, 6)),
+                    [(2, 2, 5, 6), (3, 2, 2, 3)]),
+               Case(F.conv2d, lambda x, w: conv2d(x[None], w)[0], [(2, 5, 6), (3, 2, 2, 3)])],
+    "conv1d": [Case(F.conv1d, lambda x, w, b: conv2d(x[:, :, None], w[:, :, None], b)[:, :, 0],
+                    [(3, 2, 9), (4, 2, 3), (4,)]),
+               Case(lambda x, w: F.conv1d(x, w, stride=2, padding=3, dilation=2, groups=2),
+                    lambda x, w: conv2d(x[:, :, None], w[:, :, None], 0, (1, 2), (0, 3), (1, 2), 2)[:, :, 0],
+                    [(3, 4, 9), (4, 2, 3)])],
+    "max_pool2d": [pooled(lambda x: F.max_pool2d(x, 2), lambda x: max_pool2d(x, 2)),
+                   pooled(lambda x: F.max_pool2d(x, 2), lambda x: max_pool2d(x, 2), (17, 1, 4, 6)),
+                   pooled(lambda x: F.max_pool2d(x, 3, 2, 1), lambda x: max_pool2d(x, 3, 2, 1)),
+                   pooled(lambda x: F.max_pool2d(x, (3, 2), 1, dilation=(2, 3)),
+                          lambda x: max_pool2d(x, (3, 2), 1, 0, (2, 3))),
+                   pooled(lambda x: F.max_pool2d(x, 2, ceil_mode=True), lambda x: max_pool2d(x, 2, out=(3, 4))),
+                   pooled(lambda x: F.max_pool2d(x, 1, 2), lambda x: max_pool2d(x[None], 1, 2)[0], (2, 5, 4))],
+    "avg_pool2d": [pooled(lambda x: F.avg_pool2d(x, 2), lambda x: avg_pool2d(x, 2, 2, 0)),
+                   pooled(lambda x: F.avg_pool2d(x, 3, 2, 1), lambda x: avg_pool2d(x, 3, 2, 1)),
+                   pooled(lambda x: F.avg_pool2d(x, (3, 2), 1, 1, count_include_pad=False),
+                          lambda x: avg_pool2d(x, (3, 2), 1, 1, False)),
+                   pooled(lambda x: F.avg_pool2d(x, 3, divisor_override=2), lambda x: avg_pool2d(x, 3, 3, 0) * 4.5)],
+    "adaptive_avg_pool2d": [
+        pooled(lambda x: F.adaptive_avg_pool2d(x, 1), lambda x: x.mean((2, 3), keepdims=True)),
+        pooled(lambda x: F.adaptive_avg_pool2d(x, (3, None)), lambda x: avg_pool2d(x, (2, 1), (2, 1), 0)),
+        pooled(lambda x: F.adaptive_avg_pool2d(x, (6, 3)), lambda x: np.stack(
+            [x[..., :3].mean(-1), x[..., 2:5].mean(-1), x[..., 4:].mean(-1)], -1))],
 }
 
 ALL = [(name, k) for name, rows in CASES.items() for k in range(len(rows))]

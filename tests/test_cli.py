@@ -1,5 +1,6 @@
 """The command line, as a person sees it."""
 import gzip
+import importlib.util
 import os
 import pty
 import re
@@ -24,7 +25,7 @@ def on_a_terminal(*args, **environment):
     pid, fd = pty.fork()
     if pid == 0:
         usual = {k: v for k, v in os.environ.items() if k != "NO_COLOR"} | {"TERM": "xterm"}
-        os.execve(sys.executable, [sys.executable, *args], usual | environment)
+        os.execve(sys.executable, [sys.executable, *map(str, args)], usual | environment)
     seen = b""
     while True:
         try:
@@ -112,10 +113,59 @@ def test_train_on_a_folder(tmp_path):
     assert "rate 0.01, batches of 50" in both.stdout
 
 
-def test_a_terminal_gets_a_progress_bar():
-    seen = on_a_terminal(
-        "-c", "import fastbp.train as t; b = t.Bar(100, __import__('sys').stdout); b.show(50, 'epoch'); b.clear()")
-    assert b"epoch [" + b"#" * 15 + b"." * 15 + b"]  50 %" in seen
+def test_a_terminal_gets_a_progress_bar(tmp_path):
+    write_mnist(tmp_path, "train", 3000)
+    seen = on_a_terminal("-m", "fastbp", "train", "--data", tmp_path, "--epochs", "2", "--hidden", "2000").decode()
+    drawn = [part for part in re.split(r"[\r\n]", seen) if part.startswith("epoch ") and "loss" in part and "%" in part]
+    assert drawn and all(re.match(r"epoch [12]/2 .* \d?\d:\d\d left *$", part) for part in drawn)
+    rows = [line.rpartition("\r")[2] for line in seen.split("\r\n") if re.match(r" *[12] ", line.rpartition("\r")[2])]
+    assert len(rows) == 2 and max(map(len, drawn + rows)) <= 80
+
+
+def test_train_writes_a_log_and_curves(tmp_path):
+    log, plot = tmp_path / "log.csv", tmp_path / "curve.svg"
+    options = ["--plot", plot] if importlib.util.find_spec("matplotlib") else []
+    result = fastbp("train", "--epochs", 3, "--log", log, *options)
+    assert result.returncode == 0, result.stderr
+    columns, *rows = [line.split(",") for line in log.read_text().splitlines()]
+    assert columns == ["epoch", "loss", "train_loss", "train_error", "test_loss", "test_error", "seconds"]
+    printed = [line.split() for line in result.stdout.splitlines() if re.match(r" *\d+ ", line)]
+    assert [f"{float(row[4]):.4f}" for row in rows] == [row[3] for row in printed] and len(rows) == 3
+    assert not options or plot.read_text().count("test_loss") == plot.read_text().count("test_error") == 1
+    for option in ("--log", "--plot"):
+        result = fastbp("train", "--epochs", 1, option, tmp_path / "no" / "file.svg")
+        assert result.returncode == 2 and "file.svg" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_a_rate_that_is_too_high_stops_with_a_word(tmp_path):
+    result = fastbp("train", "--epochs", 20, "--lr", 1e30, "--save", tmp_path / "w.npz")
+    assert result.returncode == 0 and result.stderr == ""
+    assert re.search(r"stopped in epoch \d+: the loss is (nan|inf); the weights are those of ", result.stdout)
+    assert "the same" not in result.stdout
+    assert all(np.isfinite(w).all() for w in fb.load(tmp_path / "w.npz").values())
+
+
+def test_lenet_learns_the_digits(tmp_path):
+    result = fastbp("train", "--model", "lenet", "--epochs", 4, "--save", tmp_path / "w.npz", "--seed", 1)
+    assert result.returncode == 0 and result.stderr == "", result.stderr
+    lines = result.stdout.splitlines()
+    assert lines[0] == "LeNet of 3x3 kernels on 8 x 8, Adam on cross-entropy, rate 0.003 falling linearly,"
+    rows = [line.split() for line in lines[3:7]]
+    assert [int(r[0]) for r in rows] == [1, 2, 3, 4] and max(map(len, lines[1:7])) <= 80
+    assert float(rows[-1][4].rstrip("%")) < 12 and float(rows[-1][2].rstrip("%")) < 20
+    assert lines[7] == f"weights saved to {tmp_path / 'w.npz'}"
+    assert fb.load(tmp_path / "w.npz")["features.0.weight"].shape == (6, 1, 3, 3)
+
+
+def test_lenet_on_a_folder(tmp_path):
+    write_mnist(tmp_path, "train", 400)
+    result = fastbp("train", "--model", "lenet", "--data", tmp_path, "--epochs", 2, "--log", tmp_path / "log.csv")
+    assert result.returncode == 0 and result.stdout.startswith("LeNet-5 on 28 x 28, "), result.stderr
+    assert (tmp_path / "log.csv").read_text().startswith("epoch,loss,error,test_loss,test_error,seconds,lr\n1,")
+    (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(
+        struct.pack(">4B3i", 0, 0, 8, 3, 400, 20, 10) + bytes(80_000)))
+    result = fastbp("train", "--model", "lenet", "--data", tmp_path)
+    assert result.returncode == 2 and "square images" in result.stderr and "Traceback" not in result.stderr
 
 
 def test_a_reader_who_has_seen_enough_is_no_error():
@@ -129,7 +179,8 @@ def test_a_reader_who_has_seen_enough_is_no_error():
     (["train", "--lr", "nan"], "--lr"), (["train", "--lr", "-1"], "--lr"), (["train", "--lr", "inf"], "--lr"),
     (["train", "--batch-size", "-3"], "--batch-size"), (["train", "--seed", "-1"], "--seed"),
     (["train", "--rate", "1"], "--rate"), (["dance"], "dance"), ([], "command"),
-    (["train", "--data", "no/such/folder"], "no/such/folder"),
+    (["train", "--data", "no/such/folder"], "no/such/folder"), (["train", "--model", "vgg"], "vgg"),
+    (["train", "--model", "lenet", "--hidden", "9"], "--hidden does not go with --model lenet"),
 ])
 def test_a_wrong_argument_gets_one_line_and_exit_code_2(args, says):
     result = fastbp(*args)

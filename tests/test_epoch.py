@@ -203,3 +203,51 @@ def test_an_epoch_of_rows_that_are_labels_of_several_dimensions():
     places[29, 1, 2] = 4
     with pytest.raises(IndexError, match="4 at place"):
         step.epoch(X, places, batch_size=8)
+
+
+def with_error(optimizer="sgd", dtype="float32"):
+    """A net, and a step that returns the loss, the share of errors, and the scores."""
+    model, opt, _ = net(optimizer, dtype)
+
+    @fb.staged
+    def step(x, y):
+        scores = model(x)
+        loss = fb.cross_entropy(scores, y)
+        opt.zero_grad()
+        loss.backward()
+        opt.step()
+        return loss, fb.where(scores.argmax(1) == y, 0.0, 1.0).mean(), scores
+    return model, step
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("health", [None, 3])
+def test_means_of_all_scalars_that_the_tuple_begins_with(dtype, health):
+    X, y = data.load_digits()
+    X, y = X[:203].astype(dtype), y[:203].astype(np.int64)
+    (_, step), (_, other), (_, checked) = with_error(dtype=dtype), with_error(dtype=dtype), with_error(dtype=dtype)
+    totals = np.zeros(2)
+    for xb, yb in data.batches(X, y, batch_size=32, shuffle=True, rng=5):
+        totals += len(xb) * np.array([t.item() for t in other.eager(xb, yb)[:2]])
+    options = {"batch_size": 32, "shuffle": True, "rng": 5}
+    seen = []
+    means = step.epoch(X, y, **options, means=True, health=health, progress=lambda *args: seen.append(args))
+    assert means == (totals / 203).tolist() and 0 < means[1] < 1
+    assert seen[-1] == (203, 203, means)
+    with fb.detect_anomaly():    # by calls, gate by gate
+        assert checked.epoch(X, y, **options, means=True) == means
+    assert type(step.epoch(X, y, **options)) is float
+
+
+def test_means_end_where_the_scalars_end():
+    x = np.arange(6, dtype=np.float32)
+    forms = {
+        (2.5,): lambda x: x.mean(), (2.5, 15.0): lambda x: (x.mean(), x.sum(), x, x.sum()),
+        (2.5, 2.5, 2.5): lambda x: (x.mean(),) * 3, (2.5, 5.0): lambda x: (x.mean(), x.max(), 3, x.mean()),
+    }
+    for means, f in forms.items():
+        assert fb.staged(f).epoch(x, batch_size=6, means=True) == [*means]
+        with fb.detect_anomaly():
+            assert fb.staged(f).epoch(x, batch_size=6, means=True) == [*means]
+    mixed = fb.staged(lambda x: (x.mean(), fb.tensor(np.array(4.0)) * 2))    # float32 and float64
+    assert mixed.epoch(x, batch_size=4, means=True) == [2.5, 8.0]

@@ -5,6 +5,7 @@ from cases import ALL, CASES, EACH_ELEMENT, tolerance
 
 import fastbp as fb
 from fastbp.gates import GATES, INTERNAL
+from fastbp.nn import functional as F
 
 DTYPES = [np.float32, np.float64]
 each_case = pytest.mark.parametrize("name, k", ALL)
@@ -30,7 +31,7 @@ def direction_check(f, gradient_at, xs, rng, eps=1e-6, tolerance=2e-6):
 
 
 def test_every_gate_has_a_case_and_a_docstring():
-    assert set(CASES) == set(GATES)
+    assert set(CASES) == set(GATES) | set(F.__all__)
     for name, gate in {**GATES, **INTERNAL}.items():
         assert gate.__doc__, name
         assert "=" in gate.__doc__.splitlines()[0], f"{name}: the docstring begins with the formula"
@@ -168,6 +169,17 @@ def test_broadcast_inputs_give_the_same_bits(name, k):
         assert all(same_bits(a.grad, b.grad) for a, b in zip(plain, laid, strict=True))
 
 
+@pytest.mark.parametrize("dtype", [np.int8, np.int16, np.float32, np.int64])
+def test_copies_of_turned_arrays(dtype):
+    """Blocks of rows and columns, whole and cut, behind other dimensions too."""
+    for shape in ((1, 5), (16, 16), (17, 33), (70, 3), (3, 16, 40), (2, 3, 5, 18), (0, 4)):
+        x = (np.arange(np.prod(shape)) % 127).astype(dtype).reshape(shape)
+        order = (*range(len(shape) - 2), len(shape) - 1, len(shape) - 2)
+        for given in (x, x[..., ::-1, :], x[..., :-1, 1:]):
+            turned = fb.from_numpy(given).transpose(order)
+            assert same_bits(turned.reshape(-1), given.transpose(order).reshape(-1))
+
+
 @each_case
 def test_read_only_and_shared_inputs(name, k):
     case = CASES[name][k]
@@ -204,6 +216,24 @@ def test_one_value_for_all_elements_gives_the_bits_of_many(name, dtype):
                 chain = fb.staged(lambda a, b: -f(a, b) * 2)
                 for _ in range(2):
                     np.testing.assert_array_equal(chain(*tensors((a, b))).numpy(), -2 * whole.numpy())
+
+
+@pytest.mark.parametrize("name", SPREAD)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_one_value_for_each_row_gives_the_bits_of_many(name, dtype):
+    """Rows walked one by one with a value each; alone, in a chain, and where dimensions lie in another order."""
+    f, rng = SPREAD[name], stream(name)
+    for shape, of_rows in (((5, 1), (5, 1)), ((40, 15), (40, 1)), ((40, 17), (40, 1)), ((7, 700), (7, 1)),
+                           ((3, 4, 5, 33), (1, 4, 1, 1)), ((2, 30, 10, 20), (2, 1, 10, 1)), ((4, 3, 1), (4, 1, 1))):
+        x, one = rng.standard_normal(shape).astype(dtype), rng.standard_normal(of_rows).astype(dtype)
+        many = np.broadcast_to(one, shape).copy()
+        turned = fb.from_numpy(np.moveaxis(np.ascontiguousarray(np.moveaxis(x, 0, -1)), -1, 0))
+        for a, b in ((one, x), (x, one)):
+            whole = f(*tensors((many, x) if a is one else (x, many)))
+            assert same_bits(f(*tensors((a, b))), whole)
+            assert same_bits(f(*[turned if t is x else fb.tensor(t) for t in (a, b)]), whole)
+            chain = fb.staged(lambda a, b: -f(a, b) * 2)
+            assert same_bits(chain(*tensors((a, b))), -2 * whole.numpy())
 
 
 @each_elementwise
@@ -280,6 +310,9 @@ def test_one_order_for_every_sum(name, dtype):
         assert same_bits(getattr(fb.from_numpy(x.T), name)(1), columns)
         assert same_bits(getattr(fb.tensor(np.ascontiguousarray(x.T)), name)(-1), columns)
         assert same_bits(getattr(fb.from_numpy(x[:, 2:3]), name)(0), columns.numpy()[2:3])
+        if n <= 5000:    # several vectors of sums side by side
+            many = fb.from_numpy(np.repeat(x, 31, axis=1)[:, 3:150])
+            assert same_bits(getattr(many, name)(0), np.repeat(columns.numpy(), 31)[3:150])
         expected = getattr(np, name)(x.astype(np.float64), 0)
         np.testing.assert_allclose(columns, expected, rtol=2e-5 if dtype == np.float32 else 1e-13,
                                    atol=1e-3 if dtype == np.float32 else 1e-11)

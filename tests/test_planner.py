@@ -215,7 +215,7 @@ def test_bias_and_activation_or_the_update_run_on_strips_of_a_product(optimizer,
         monkeypatch.setenv("FASTBP_PASSES_OFF", "fuse,advance")
         assert_same(found, steps[2](x, y))
         monkeypatch.delenv("FASTBP_PASSES_OFF")
-    kernel = {"sgd": "sgd", "decay": "sgd", "adam": "adam", "adamw": "adam"}.get(optimizer, "momentum")
+    kernel = {"decay": "sgd", "nesterov": "momentum", "adamw": "adam"}.get(optimizer, optimizer)
     forward, backward = ["matmul_add", "relu", "sub", "square"], ["matmul", kernel]
     assert strip_groups(steps[0]) == ([forward] if inputs == 60 else [backward]) and not strip_groups(steps[2])
     for p, q, r in zip(*[layer.parameters() for layer in layers], strict=True):

@@ -23,6 +23,13 @@ def adam_step(sizes=(6, 5, 3), batch=4):
     return step, net, opt, rng.random((batch, sizes[0]), np.float32), rng.integers(0, sizes[2], batch)
 
 
+def test_windows_count_whole():
+    f = fb.staged(lambda x, w: nn.functional.max_pool2d(nn.functional.conv2d(x, w, padding=1), 2))
+    rows = {row.stage: row for row in f.profile(fb.ones(3, 2, 6, 6), fb.ones(5, 2, 3, 3), seconds=0.01).rows}
+    flop = {stage.split("= ")[1].split("(")[0]: row.flop for stage, row in rows.items()}
+    assert flop["convolve"] == 2 * 3 * 36 * 5 * 2 * 9 and flop["max_pool"] == 3 * 9 * 5 * 4
+
+
 def test_profile_counts_flop_and_bytes_of_each_stage():
     step, _, _, x, y = adam_step()
     profile = step.profile(x, y, seconds=0.01)

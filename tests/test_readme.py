@@ -25,8 +25,9 @@ def test_the_code_runs_and_prints_what_the_comments_say(tmp_path, monkeypatch, c
         promised = re.findall(r"^print\(.*\)\s+# (-?[\d.]+)", code, re.M)
         if promised:
             assert [float(p) for p in printed] == [float(p) for p in promised]
-    losses = [float(line.split()[1]) for line in printed]
-    assert len(losses) == 5 and losses[-1] < 1
+        if "step.epoch(" in code:
+            losses = [float(line.split()[1]) for line in printed]
+            assert len(losses) == 5 and losses[-1] < 1
 
 
 def test_every_line_of_the_table_is_made_from_a_row():
@@ -38,7 +39,7 @@ def test_every_line_of_the_table_is_made_from_a_row():
 
 
 def test_the_listing_is_that_of_the_training_step():
-    code = next(b for b in blocks("python") if "@fb.staged" in b)
+    code = next(b for b in blocks("python") if "step.epoch(" in b)
     space = {}
     exec(code[:code.index("for epoch")] + "step(X[:32], y[:32])", space)
     shown = re.search(r"<!-- stages -->\n```\n(.*?)\n```", README.read_text(), re.S)[1]

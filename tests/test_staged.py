@@ -48,6 +48,9 @@ OPTIMIZERS = {
     "momentum": lambda p: optim.SGD(p, lr=0.05, momentum=0.9),
     "nesterov": lambda p: optim.SGD(p, lr=0.05, momentum=0.9, nesterov=True, weight_decay=1e-3),
     "adam": lambda p: optim.Adam(p, lr=0.01), "adamw": lambda p: optim.AdamW(p, lr=0.01),
+    "nadam": lambda p: optim.NAdam(p, lr=0.01, weight_decay=1e-3), "radam": lambda p: optim.RAdam(p, lr=0.01),
+    "rmsprop": lambda p: optim.RMSprop(p, lr=0.001, momentum=0.9, centered=True),
+    "adagrad": lambda p: optim.Adagrad(p, lr=0.05, lr_decay=1e-3),
 }
 
 

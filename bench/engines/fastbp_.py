@@ -4,7 +4,7 @@ import numpy as np
 import fastbp as fb
 from bench.engines import case, digest
 from bench.gates import GateCall
-from bench.workloads import AdamUpdate, Circuit, CrossEntropy, Elementwise, Net, Recurrent, ThreePoints
+from bench.workloads import AdamUpdate, Circuit, CrossEntropy, Elementwise, LeNet, Net, Recurrent, ThreePoints
 from fastbp import nn, optim
 
 VERSION = fb.__version__
@@ -62,7 +62,21 @@ def net(w, form):
         if bias is not None:
             state[f"{2 * i}.bias"] = bias
     model.load_state_dict(state)
-    opt, loss_of = OPTIMIZERS[w.optimizer](model.parameters(), w), LOSSES[w.loss]
+    return training(model, w, LOSSES[w.loss], form)
+
+
+def lenet(w, form):
+    model = nn.Sequential(
+        nn.Conv2d(1, 6, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
+        nn.Linear(256, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, 10))
+    for p, value in zip(model.parameters(), w.state(), strict=True):
+        p.copy_(value)
+    return training(model, w, fb.cross_entropy, form)
+
+
+def training(model, w, loss_of, form):
+    """A case of training steps, by call or in a loop."""
+    opt = OPTIMIZERS[w.optimizer](model.parameters(), w)
 
     @fb.staged
     def step(x, y):
@@ -112,5 +126,5 @@ def gate(w, form):
     return case(w.case.call, tensors(w.ring(np.float32)), lambda r: None, lambda r: digest(r))
 
 
-BUILD = {Circuit: circuit, Net: net, ThreePoints: net, Elementwise: elementwise, CrossEntropy: cross_entropy,
-         Recurrent: recurrent, AdamUpdate: adam_update, GateCall: gate}
+BUILD = {Circuit: circuit, Net: net, ThreePoints: net, LeNet: lenet, Elementwise: elementwise,
+         CrossEntropy: cross_entropy, Recurrent: recurrent, AdamUpdate: adam_update, GateCall: gate}

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bench.engines import case, digest
-from bench.workloads import AdamUpdate, Circuit, CrossEntropy, Elementwise, Net, Recurrent, ThreePoints
+from bench.workloads import AdamUpdate, Circuit, CrossEntropy, Elementwise, LeNet, Net, Recurrent, ThreePoints
 
 VERSION = jax.__version__
 jax.config.update("jax_platforms", "cpu")
@@ -71,15 +71,38 @@ OPTIMIZERS = {"sgd": (lambda weights: (), sgd), "momentum": (zeros, momentum), "
 
 def net(w, form):
     weights = jax.tree.map(jnp.array, w.weights())      # a bias of None has no leaf
-    make_state, update = OPTIMIZERS[w.optimizer]
     activation, loss_of = ACTIVATIONS[w.activation], LOSSES[w.loss]
-    last = len(weights) - 1
 
     def loss_of_net(weights, x, y):
-        for i, (weight, bias) in enumerate(weights):
-            x = x @ weight if bias is None else x @ weight + bias
-            x = activation(x) if i < last else x
-        return loss_of(x, y)
+        return loss_of(layers(weights, activation, x), y)
+
+    return training(w, form, weights, loss_of_net)
+
+
+def layers(weights, activation, x):
+    """Fully connected layers, the activation between them."""
+    for i, (weight, bias) in enumerate(weights):
+        x = x @ weight if bias is None else x @ weight + bias
+        x = activation(x) if i < len(weights) - 1 else x
+    return x
+
+
+def lenet(w, form):
+    def features(filters, x):
+        for kernel, bias in filters:
+            x = jax.lax.conv(x, kernel, (1, 1), "VALID") + bias[:, None, None]
+            x = jax.lax.reduce_window(jax.nn.relu(x), -jnp.inf, jax.lax.max, (1, 1, 2, 2), (1, 1, 2, 2), "VALID")
+        return x.reshape(x.shape[0], -1)
+
+    def loss_of_net(weights, x, y):
+        return mean_cross_entropy(layers(weights[1], jax.nn.relu, features(weights[0], x)), y)
+
+    return training(w, form, jax.tree.map(jnp.array, w.weights()), loss_of_net)
+
+
+def training(w, form, weights, loss_of_net):
+    """A case of training steps, by call or in a loop."""
+    make_state, update = OPTIMIZERS[w.optimizer]
 
     def step(carry, x, y):
         loss, g = jax.value_and_grad(loss_of_net)(carry[0], x, y)
@@ -177,5 +200,5 @@ def adam_update(w, form):
     return case(step, arrays(w.ring()), lambda _: float(carry[0][0]), lambda _: digest(carry[0] - w.weights()))
 
 
-BUILD = {Circuit: circuit, Net: net, ThreePoints: net, Elementwise: elementwise, CrossEntropy: cross_entropy,
-         Recurrent: recurrent, AdamUpdate: adam_update}
+BUILD = {Circuit: circuit, Net: net, ThreePoints: net, LeNet: lenet, Elementwise: elementwise,
+         CrossEntropy: cross_entropy, Recurrent: recurrent, AdamUpdate: adam_update}

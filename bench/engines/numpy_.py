@@ -8,7 +8,7 @@ import numpy as np
 
 from bench.engines import case, digest
 from bench.gates import GateCall
-from bench.workloads import AdamUpdate, CrossEntropy, Elementwise, Net, Recurrent, ThreePoints
+from bench.workloads import AdamUpdate, CrossEntropy, Elementwise, LeNet, Net, Recurrent, ThreePoints
 
 VERSION = np.__version__
 
@@ -236,6 +236,90 @@ def recurrent(w, form, dtype=np.float32):
     return case(step, [tuple(a.astype(dtype) for a in batch) for batch in w.ring()], float)
 
 
+# --- convolution: windows (N, OH, OW, C, 5, 5) copied to rows, and one product; maps lie channels last
+
+def rows_of(x, side):
+    seen = np.lib.stride_tricks.sliding_window_view(x, (side, side), (1, 2))
+    return seen.reshape(-1, x.shape[3] * side * side)
+
+
+def convolution(x, w, b):
+    """(y (N, OH, OW, O), the rows) of x (N, H, W, C)."""
+    rows, out = rows_of(x, w.shape[2]), x.shape[1] - w.shape[2] + 1
+    y = rows @ w.reshape(len(w), -1).T
+    y += b
+    return y.reshape(len(x), out, out, len(w)), rows
+
+
+def convolution_input(dy, w):
+    """dx (N, H, W, C): the windows of dy, with zeros around it, times the turned filters."""
+    k = w.shape[2] - 1
+    wide = np.pad(dy, ((0, 0), (k, k), (k, k), (0, 0)))
+    turned = w[:, :, ::-1, ::-1].transpose(0, 2, 3, 1).reshape(-1, w.shape[1])
+    n, h, _, _ = dy.shape
+    return (rows_of(wide, k + 1) @ turned).reshape(n, h + k, h + k, w.shape[1])
+
+
+def pool(x):
+    """(y, which of the four (N, OH, OW, 4, C) is the largest) for windows of 2x2."""
+    n, h, w, c = x.shape
+    four = x.reshape(n, h // 2, 2, w // 2, 2, c).transpose(0, 1, 3, 2, 4, 5).reshape(n, h // 2, w // 2, 4, c)
+    place = four.argmax(3)[:, :, :, None]
+    return np.take_along_axis(four, place, 3)[:, :, :, 0], place
+
+
+def pool_input(dy, place):
+    n, h, w, c = dy.shape
+    four = np.zeros((n, h, w, 4, c), dy.dtype)
+    np.put_along_axis(four, place, dy[:, :, :, None], 3)
+    return four.reshape(n, h, w, 2, 2, c).transpose(0, 1, 3, 2, 4, 5).reshape(n, 2 * h, 2 * w, c)
+
+
+def lenet(w, form, dtype=np.float32):
+    """All parameters lie in one vector, as do their gradients."""
+    given = [x.astype(dtype) for part in w.weights() for pair in part for x in pair]
+    p, g = np.concatenate([x.ravel() for x in given]), np.empty(w.parameters, dtype)
+    ends = np.cumsum([x.size for x in given])[:-1]
+    (w1, b1, w2, b2, *dense), (dw1, db1, dw2, db2, *ddense) = [
+        [x.reshape(like.shape) for x, like in zip(np.split(flat, ends), given, strict=True)] for flat in (p, g)]
+    update, loss_of = UPDATES[w.optimizer](p, w), LOSSES["cross_entropy"]((w.batch, w.sizes[-1]), dtype)
+
+    def step(x, y):
+        y1, rows1 = convolution(x.reshape(w.batch, w.side, w.side, 1), w1, b1)
+        np.maximum(y1, 0, out=y1)
+        p1, place1 = pool(y1)
+        y2, rows2 = convolution(p1, w2, b2)
+        np.maximum(y2, 0, out=y2)
+        p2, place2 = pool(y2)
+        layers = [p2.transpose(0, 3, 1, 2).reshape(w.batch, -1)]
+        for i in range(0, 6, 2):
+            h = layers[-1] @ dense[i] + dense[i + 1]
+            layers.append(np.maximum(h, 0, out=h) if i < 4 else h)
+        loss, d = loss_of(layers[-1], y), layers[-1]
+        for i in (4, 2, 0):
+            below = layers[i // 2]
+            np.dot(below.T, d, out=ddense[i])
+            d.sum(0, out=ddense[i + 1])
+            d = d @ dense[i].T
+            if i:
+                d *= below > 0
+        d = pool_input(d.reshape(w.batch, 16, 4, 4).transpose(0, 2, 3, 1), place2)
+        d *= y2 > 0
+        np.dot(d.reshape(-1, 16).T, rows2, out=dw2.reshape(16, -1))
+        d.sum((0, 1, 2), out=db2)
+        d = pool_input(convolution_input(d, w2), place1)
+        d *= y1 > 0
+        np.dot(d.reshape(-1, 6).T, rows1, out=dw1.reshape(6, -1))
+        d.sum((0, 1, 2), out=db1)
+        update(g)
+        return loss
+
+    ring = [(x.astype(dtype), y) for x, y in w.ring()]
+    if form == "call":
+        return case(step, ring, float)
+    return case(lambda: np.mean([step(x, y) for x, y in ring]), [()], float, steps=w.steps_of_loop)
+
+
 def elementwise(w, form, dtype=np.float32):
     s, t, dx, dy = (np.empty(w.n, dtype) for _ in range(4))
 
@@ -283,5 +367,5 @@ def gate(w, form, dtype=np.float32):
     return case(w.case.oracle, w.ring(dtype), lambda r: None, lambda r: digest(r))
 
 
-BUILD = {Net: net, ThreePoints: net, Elementwise: elementwise, CrossEntropy: cross_entropy, Recurrent: recurrent,
-         AdamUpdate: adam_update, GateCall: gate}
+BUILD = {Net: net, ThreePoints: net, LeNet: lenet, Elementwise: elementwise, CrossEntropy: cross_entropy,
+         Recurrent: recurrent, AdamUpdate: adam_update, GateCall: gate}

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from bench.engines import case, digest
-from bench.workloads import AdamUpdate, Circuit, CrossEntropy, Elementwise, Net, Recurrent, ThreePoints
+from bench.workloads import AdamUpdate, Circuit, CrossEntropy, Elementwise, LeNet, Net, Recurrent, ThreePoints
 
 VERSION = torch.__version__
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
@@ -37,7 +37,22 @@ def net(w, form, compiled=False):
             layer.weight.copy_(torch.from_numpy(weight.T))
             if bias is not None:
                 layer.bias.copy_(torch.from_numpy(bias))
-    opt, loss_of = OPTIMIZERS[w.optimizer](model.parameters(), w), LOSSES[w.loss]
+    return training(model, w, LOSSES[w.loss], compiled)
+
+
+def lenet(w, form, compiled=False):
+    model = nn.Sequential(
+        nn.Conv2d(1, 6, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
+        nn.Linear(256, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, 10))
+    with torch.no_grad():
+        for p, value in zip(model.parameters(), w.state(), strict=True):
+            p.copy_(torch.from_numpy(value))
+    return training(model, w, F.cross_entropy, compiled)
+
+
+def training(model, w, loss_of, compiled):
+    """A case of training steps."""
+    opt = OPTIMIZERS[w.optimizer](model.parameters(), w)
 
     def forward(x, y):
         return loss_of(model(x), y)
@@ -116,5 +131,5 @@ def adam_update(w, form, compiled=False):
     return case(step, tensors(w.ring()), lambda _: p[0].item(), lambda _: digest(p.detach().numpy() - w.weights()))
 
 
-BUILD = {Circuit: circuit, Net: net, ThreePoints: net, Elementwise: elementwise, CrossEntropy: cross_entropy,
-         Recurrent: recurrent, AdamUpdate: adam_update}
+BUILD = {Circuit: circuit, Net: net, ThreePoints: net, LeNet: lenet, Elementwise: elementwise,
+         CrossEntropy: cross_entropy, Recurrent: recurrent, AdamUpdate: adam_update}

@@ -1,6 +1,6 @@
 """Data sets and batches, as NumPy arrays."""
-from fastbp.data.batching import batches
+from fastbp.data.batching import DataLoader, batches
 from fastbp.data.datasets import load_digits, load_mnist
 from fastbp.data.idx import load_idx
 
-__all__ = ["batches", "load_digits", "load_idx", "load_mnist"]
+__all__ = ["DataLoader", "batches", "load_digits", "load_idx", "load_mnist"]

@@ -94,8 +94,119 @@ def checked_batch_size(batch_size: int) -> int:
     return size
 
 
+class DataLoader:
+    """Batches as `batches` gives them, epoch after epoch, with a place that can be saved and gone on from.
+
+    `for xb, yb in loader` is an epoch, with `shuffle` in an order of its own; `step.epoch(loader)`
+    runs it inside. `len(loader)` is the number of batches, `loader.epoch` how many epochs came to
+    their end. rng: an int seeds a generator of the loader's own.
+
+    >>> for epoch in range(loader.epoch, 10):
+    ...     for xb, yb in loader:
+    ...         step(xb, yb)
+    ...         fb.save(path, {"loader": loader.state_dict(), ...})
+
+    After `load_state_dict(fb.load(path)["loader"])`, in another process, the same loop goes on
+    behind the last batch that was given out. Without it each loop begins an epoch.
+    The errors are those of `batches`.
+    """
+
+    def __init__(self, *arrays: Any, batch_size: int, shuffle: bool = False,
+                 rng: int | np.random.Generator | None = None) -> None:
+        self.rows, self.arrays = rows(arrays), arrays
+        self.batch_size, self.shuffle = checked_batch_size(batch_size), shuffle
+        self.rng = None if rng is None else generator(rng)
+        self.epoch = 0
+        self.place = np.zeros(1)    # rows of this epoch that were given out; sums of the step's results, by rows
+        self._order: np.ndarray | None = None
+        self._loaded = False    # what comes next is the rest of an epoch
+
+    def __len__(self) -> int:
+        return -(-self.rows // self.batch_size)
+
+    def __iter__(self) -> Iterator[Any]:
+        chosen, place = self.begin(), self.keep(0)
+        while place[0] < self.rows:
+            at = int(place[0])
+            batch = _batch(self.arrays, at, self.batch_size, chosen)
+            place[0] = min(at + self.batch_size, self.rows)
+            yield batch
+        self.end()
+
+    def begin(self, sums: bool = False) -> np.ndarray | None:
+        """The `order` of an epoch; its place is the beginning or what was loaded. sums: that has to have some."""
+        if not self._loaded:
+            self._order, self.place = order(self.rows, self.shuffle, self.rng), np.zeros(1)
+        elif sums and self.place[0] and len(self.place) == 1:
+            raise error(
+                ValueError, "epoch: the losses of its first batches are not known", got="an epoch that a loop began",
+                expected="one that step.epoch began", fix="end it with a loop: for batch in loader",
+            )
+        self._loaded = False
+        return self._order
+
+    def keep(self, sums: int) -> np.ndarray:
+        """The place with so many sums, or as many as there are: who runs the epoch moves it on."""
+        self.place = self.place[:1 + sums] if self.place[0] else np.zeros(1 + sums)
+        return self.place
+
+    def end(self) -> None:
+        """The epoch came to its end."""
+        nowhere = np.zeros(1)
+        self.epoch, self._order, self.place = self.epoch + 1, None, nowhere    # no signal comes in between
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where it is, for `fb.save`: epochs ended, rows of this one given out, their order, the state of `rng`.
+
+        Without `rng` the orders come from the package's stream, which `fb.get_rng_state` saves.
+        """
+        return {
+            "epoch": self.epoch, "row": int(self.place[0]), "sums": self.place[1:].tolist(),
+            "order": None if self._order is None else self._order.copy(),
+            "rows": self.rows, "batch_size": self.batch_size,
+            "generator": None if self.rng is None else self.rng.bit_generator.state,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken. ValueError, and nothing changed, where it does not fit this loader.
+
+        Between two epochs any number of rows and any batch_size fit.
+        """
+        before = None if self.rng is None else self.rng.bit_generator.state
+        try:
+            epoch, row, chosen = operator.index(state_dict["epoch"]), state_dict["row"], state_dict["order"]
+            size, state = (state_dict["rows"], state_dict["batch_size"]), state_dict["generator"]
+            place = np.array([row, *state_dict["sums"]], np.float64)
+            begun = row != 0 or chosen is not None
+            if begun and size != (self.rows, self.batch_size):
+                raise ValueError("an epoch of {} rows by {}".format(*size))
+            if not 0 <= row <= self.rows:
+                raise ValueError(f"row {row}")
+            if chosen is not None and not np.array_equal(np.sort(chosen), np.arange(self.rows)):
+                raise ValueError("an order that is no permutation of the rows")
+            if (state is None) != (self.rng is None):
+                raise ValueError(f"{'no' if state is None else 'a'} state of rng")
+            if state is not None:
+                self.rng.bit_generator.state = state
+        except (LookupError, TypeError, ValueError) as problem:
+            if self.rng is not None:
+                self.rng.bit_generator.state = before
+            raise error(
+                ValueError, "load_state_dict: the state does not fit this DataLoader",
+                got=f"{type(problem).__name__}: {problem}",
+                expected=f"the state_dict() of one like it, {self.rows} rows by {self.batch_size}",
+                fix="make the loader as it was when the state was saved",
+            ) from problem
+        self.epoch, self.place, self._loaded = epoch, place, begun
+        self._order = None if chosen is None else np.array(chosen, np.int64)
+
+
 def _cut(arrays: tuple[Any, ...], n: int, size: int, chosen: np.ndarray | None) -> Iterator[Any]:
     for start in range(0, n, size):
-        part = slice(start, start + size) if chosen is None else chosen[start:start + size]
-        batch = tuple(array[part] for array in arrays)
-        yield batch if len(batch) > 1 else batch[0]
+        yield _batch(arrays, start, size, chosen)
+
+
+def _batch(arrays: tuple[Any, ...], start: int, size: int, chosen: np.ndarray | None) -> Any:
+    part = slice(start, start + size) if chosen is None else chosen[start:start + size]
+    batch = tuple(array[part] for array in arrays)
+    return batch if len(batch) > 1 else batch[0]

@@ -1,8 +1,24 @@
-"""The gates, by family: arithmetic, activation, reduction, shape, linear, loss."""
+"""The gates, by family."""
 from fastbp_ext.tensor import OPERATORS
 
-from . import activation, arithmetic, linear, loss, recurrent, reduction, shape
+from . import (
+    activation,
+    arithmetic,
+    attention,
+    convolution,
+    embedding,
+    linear,
+    loss,
+    normalization,
+    random,
+    recurrent,
+    reduction,
+    shape,
+)
 from .row import GATES, INTERNAL, grouped
+
+_FAMILIES = (arithmetic, activation, shape, reduction, linear, normalization, random, attention, embedding, convolution,
+             loss)
 
 OPERATORS["__getitem__"] = GATES["getitem"]
 OPERATORS["transpose"] = GATES["transpose"]
@@ -11,7 +27,7 @@ OPERATORS["transpose"] = GATES["transpose"]
 def table():
     """The gates as a Markdown table, made from the rows: what the README shows."""
     lines, seen = ["| gate | what it computes |", "|---|---|"], set()
-    for family in (arithmetic, activation, shape, reduction, linear, loss):    # each imports from those before
+    for family in _FAMILIES:    # each imports from those before
         lines.append(f"| **{family.__name__.rpartition('.')[2]}** | |")
         for name, gate in GATES.items():
             if name not in seen and getattr(family, name, None) is gate:
@@ -24,5 +40,5 @@ def _cell(doc):
     return doc.strip().splitlines()[0].replace("|", "\\|")
 
 
-__all__ = ["GATES", "INTERNAL", "activation", "arithmetic", "grouped", "linear", "loss", "recurrent",
-           "reduction", "shape", "table"]
+__all__ = ["GATES", "INTERNAL", "activation", "arithmetic", "attention", "convolution", "embedding", "grouped",
+           "linear", "loss", "normalization", "random", "recurrent", "reduction", "shape", "table"]

@@ -90,8 +90,16 @@ def logsumexp_rows(x):
     return x.shape[:-1], {}
 
 
+@gate("rows", kernel="softmax_grad", public=False, vjp=[
+    lambda g, dx, dy, y: softmax_grad(contiguous(g), y),
+    lambda g, dx, dy, y: g * (dy - sum(dy * y, -1, True)) - dy * sum(g * y, -1, True)])
+def softmax_grad(dy, y):
+    """dx = y (dy - sum dy y), the sum over the last dimension"""
+    return y.shape, {}
+
+
 @gate("rows", kernel="softmax", name="softmax", public=False, vjp=[
-    lambda dy, y, x: y * (dy - sum(dy * y, -1, True))])
+    lambda dy, y, x: softmax_grad(contiguous(dy), y)])
 def softmax_rows(x):
     """y = e^x / sum e^x over the last dimension"""
     return x.shape, {}

@@ -22,6 +22,8 @@ _OPERATORS = {"+": "__add__", "-": "__sub__", "*": "__mul__", "/": "__truediv__"
 def _enter(function, name, *, public, method, operator):
     (GATES if public else INTERNAL)[name] = function
     function.operator = operator
+    if public and isinstance(function, Gate):
+        function.__module__ = "fastbp"    # where pickle finds it
     if public and method:
         add_method(name, function)
     if operator is not None:

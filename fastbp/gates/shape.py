@@ -69,6 +69,12 @@ def count(x):
     return x.shape, {}
 
 
+@gate("convert", kernel="real", result="float64", public=False, any_dtype=True, vjp=[None])
+def real(x):
+    """y = x, int64, as float64"""
+    return x.shape, {}
+
+
 set_engine_gates(copy, narrow, count)
 
 
@@ -104,6 +110,24 @@ def reshape(x, *shape):
                     got=f"{x.shape}, {x.size} elements, to {_sizes(shape)}",
                     expected="as many elements, with at most one -1", fix="check the sizes")
     return flat_reshape(contiguous(x), sizes)
+
+
+@composite(boxed=False)
+def flatten(x, start_dim=0, end_dim=-1):
+    """y = x with dimensions start_dim to end_dim in one, in C order; a 0-d x becomes one element"""
+    x = x if isinstance(x, Tensor) else tensor(x)
+    if x.ndim == 0:
+        return reshape(x, 1)
+    start, end = one_axis("flatten", start_dim, x.ndim), one_axis("flatten", end_dim, x.ndim)
+    if start > end:
+        raise error(ShapeError, "flatten: start_dim comes after end_dim", got=f"{start_dim} and {end_dim} of {x.shape}",
+                    expected="start_dim <= end_dim", fix="exchange them")
+    return reshape(x, (*x.shape[:start], size_of(x.shape[start:end + 1]), *x.shape[end + 1:]))
+
+
+def memory_order(x):
+    """The dimensions of x in the order in which they lie, the longest step first."""
+    return sorted(range(x.ndim), key=lambda d: -abs(x.strides[d]))
 
 
 _REVERSED = [tuple(reversed(range(n))) for n in range(16)]

@@ -1,6 +1,9 @@
 """torch.nn.functional's names over fastbp's gates."""
 from fastbp.errors import ShapeError, error
 from fastbp.gates import GATES
+from fastbp.gates.attention import scaled_dot_product_attention
+from fastbp.gates.convolution import adaptive_avg_pool2d, avg_pool2d, conv1d, conv2d, max_pool2d
+from fastbp.gates.embedding import embedding
 from fastbp.gates.linear import matmul, matrices
 from fastbp.gates.loss import (
     binary_cross_entropy_with_logits,
@@ -10,11 +13,15 @@ from fastbp.gates.loss import (
     l1_loss,
     mse_loss,
 )
+from fastbp.gates.normalization import batch_norm, layer_norm, rms_norm
+from fastbp.gates.random import channel_dropout, dropout
 from fastbp_ext.gate import tensors_of
 
-__all__ = ["binary_cross_entropy_with_logits", "cross_entropy", "elu", "gelu", "hinge_loss", "huber_loss",
-           "l1_loss", "leaky_relu", "linear", "log_softmax", "mse_loss", "relu", "sigmoid", "silu", "softmax",
-           "softplus", "tanh"]
+__all__ = ["adaptive_avg_pool2d", "avg_pool2d", "batch_norm", "binary_cross_entropy_with_logits", "conv1d",
+           "conv2d", "cross_entropy", "dropout", "dropout1d", "dropout2d", "elu", "embedding", "gelu",
+           "hinge_loss", "huber_loss", "l1_loss", "layer_norm", "leaky_relu", "linear", "log_softmax",
+           "max_pool2d", "mse_loss", "relu", "rms_norm", "scaled_dot_product_attention", "sigmoid", "silu",
+           "softmax", "softplus", "tanh"]
 
 relu, sigmoid, tanh, silu, gelu = (GATES[name] for name in ("relu", "sigmoid", "tanh", "silu", "gelu"))
 leaky_relu, elu = GATES["leaky_relu"], GATES["elu"]
@@ -66,3 +73,15 @@ def _expected(w):
 def _flattens(x, w):
     """Whether all dimensions but the first make one row."""
     return w.ndim == 2 and x.ndim > 2 and x.shape[0] * w.shape[1] == x.size
+
+
+# --- dropout, normalization, embedding, attention
+
+def dropout1d(x, p=0.5, training=True, rng=None):
+    """y = x m, one m for each channel of x (N, C, L); see `dropout`. ShapeError: other dimensions."""
+    return channel_dropout("dropout1d", 3, x, p, training, rng)
+
+
+def dropout2d(x, p=0.5, training=True, rng=None):
+    """y = x m, one m for each channel of x (N, C, H, W); see `dropout`. ShapeError: other dimensions."""
+    return channel_dropout("dropout2d", 4, x, p, training, rng)

@@ -1,11 +1,18 @@
 """Module: parameters, buffers and modules by the names of the attributes that hold them."""
+import contextlib
+import difflib
 from typing import NamedTuple
 
 import numpy as np
 
+from fastbp.data.batching import checked_batch_size, rows
+from fastbp.differentiate import tree_map
 from fastbp.errors import DtypeError, ShapeError, error
 from fastbp.gates.row import Group
-from fastbp_ext.tensor import Tensor, adopt, empty, get_recorder, in_group, tensor, touch
+from fastbp.gates.shape import memory_order
+from fastbp.serialization import as_array
+from fastbp.staged import staged
+from fastbp_ext.tensor import Tensor, adopt, empty, get_recorder, in_group, no_grad, tensor, touch
 
 
 class Parameter(Tensor):
@@ -33,14 +40,29 @@ def floating(name, dtype):
 
 def converted(x, dtype):
     """x's values in another dtype, laid out as x is; newer than any tape that used x."""
-    order = sorted(range(x.ndim), key=lambda d: -x.strides[d])
+    order = memory_order(x)
     y = empty([x.shape[d] for d in order], dtype).transpose([order.index(d) for d in range(x.ndim)])
     return y.detach().copy_(x)
 
 
 def settings(module):
     """An `extra_repr` that shows what __init__ was given."""
-    return ", ".join(f"{name}={value!r}" for name, value in vars(module).items() if name != "training")
+    return ", ".join(f"{name}={value!r}" for name, value in vars(module).items()
+                     if name not in ("training", "_replayed"))
+
+
+@contextlib.contextmanager
+def evaluating(modules):
+    """A context in which these modules are in eval mode, and no gradients are wanted."""
+    changed = [m for m in modules if m.training]
+    try:
+        for m in changed:
+            m.training = False
+        with no_grad():
+            yield
+    finally:
+        for m in changed:
+            m.training = True
 
 
 class LoadResult(NamedTuple):
@@ -63,6 +85,7 @@ class Module:
     ...         return self.fc(x).relu()
     """
     training = True
+    _replayed = None    # the module, staged by `predict`
     _buffers = {}    # name: whether a state dict has it; replaced, never changed
 
     def forward(self, *args, **kwargs):
@@ -101,6 +124,27 @@ class Module:
         object.__setattr__(self, name, value)
         if name == "training" or name in self._buffers:
             touch()
+
+    def predict(self, *inputs, batch_size=256):
+        """self(*inputs) in batches of rows, in eval mode and without gradients; modes are put back.
+
+        inputs: arrays or Tensors of as many rows. Returns what `forward` does, one Tensor or a nest of them, with all
+        rows. Replayed: one program for each shape of a batch. ShapeError: no rows, other numbers of rows, or a result
+        that has not a row for each of the input.
+        """
+        n, size = rows(inputs), checked_batch_size(batch_size)
+        if self._replayed is None:
+            self._replayed = staged(self)
+        made = None
+        with evaluating(self.modules()):
+            for start in range(0, n, size):
+                result = self._replayed(*[x[start:start + size] for x in inputs])
+                if made is None:
+                    made = tree_map(lambda y: _room(y, min(size, n), n), result)
+                    whole = [y.numpy() for y in _tensors(made)]
+                for y, part in zip(whole, _tensors(result), strict=True):
+                    y[start:start + size] = part.numpy()
+        return made
 
     # --- what is in it
 
@@ -184,6 +228,10 @@ class Module:
 
     # --- its state
 
+    def __getstate__(self):
+        """What is pickled and copied; the staged module is made again where it is needed."""
+        return {name: value for name, value in vars(self).items() if name != "_replayed"}
+
     def _state(self):
         return dict(self._members(Module._own_state, remove_duplicate=False))
 
@@ -197,22 +245,23 @@ class Module:
     def load_state_dict(self, state_dict, strict=True):
         """Copy the values of {path: tensor or array} in place; views and captures stay valid.
 
-        float32 and float64 are converted. All is checked first: ValueError that lists the
-        names that are missing, unexpected (with strict) or do not fit in shape or kind of
-        dtype, and then nothing was changed. Returns (missing_keys, unexpected_keys).
+        PyTorch's tensors are taken as they are; floats of other sizes are converted. All is
+        checked first: ValueError that lists the names that are missing, unexpected (with strict)
+        or do not fit in shape or kind of dtype, and then nothing was changed. Returns (missing_keys, unexpected_keys).
         """
         own = self._state()
         missing = [name for name in own if name not in state_dict]
         unexpected = [name for name in state_dict if name not in own]
-        values = {name: np.asarray(state_dict[name]) for name in own if name in state_dict}
+        values = {name: as_array(state_dict[name]) for name in own if name in state_dict}
         unfit = [f"{name}: {value.dtype} {value.shape} for {own[name].dtype} {own[name].shape}"
                  for name, value in values.items() if not _fits(value, own[name])]
         faults = {"missing": strict and missing, "unexpected": strict and unexpected, "misfitting": unfit}
         if any(faults.values()):
             raise error(ValueError, f"load_state_dict: the state does not fit {type(self).__name__}",
-                        got="; ".join(f"{what}: {', '.join(map(str, x))}" for what, x in faults.items() if x),
+                        got="; ".join(f"{what}: {_some(x)}" for what, x in faults.items() if x),
                         expected="the names and shapes of state_dict()",
-                        fix="make the model as it was saved, or pass strict=False to pass over names")
+                        fix=_alike(missing, unexpected) + "make the model as it was saved, or pass strict=False to "
+                        "pass over names")
         for name, value in values.items():
             own[name].copy_(value)
         return LoadResult(missing, unexpected)
@@ -277,6 +326,23 @@ class Module:
         return "\n  ".join([f"{type(self).__name__}(", *([extra] if extra else []), *lines]) + "\n)"
 
 
+def _tensors(tree):
+    """The tensors of a nest, in its order."""
+    found = []
+    tree_map(lambda x: isinstance(x, Tensor) and found.append(x), tree)
+    return found
+
+
+def _room(y, batch, n):
+    """An empty tensor for n rows as those of y, a result for a batch; what is no tensor stays."""
+    if not isinstance(y, Tensor):
+        return y
+    if y.ndim == 0 or y.shape[0] != batch:
+        raise error(ShapeError, "predict: a result has not a row for each row of the input", got=y.shape,
+                    expected=f"({batch}, ...)", fix="call the model itself, or return what belongs to rows alone")
+    return empty((n, *y.shape[1:]), y.dtype)
+
+
 class _List(Module):
     """Modules by number: the attributes "0", "1", ..."""
 
@@ -337,6 +403,19 @@ class Sequential(_List):
         for module in self:
             x = module(x)
         return x
+
+
+def _some(names):
+    """The first names, and how many more there are."""
+    return ", ".join(map(str, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _alike(missing, unexpected):
+    """A question after a name that was perhaps only spelt in another way."""
+    for name in missing[:5]:
+        for other in difflib.get_close_matches(name, map(str, unexpected), 1):
+            return f"is {other!r} meant for {name!r}? rename it; or "
+    return ""
 
 
 def _fits(value, own):

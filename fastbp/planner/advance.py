@@ -1,15 +1,16 @@
 """Pass: what can run with a product moves up to it."""
 from fastbp.planner.fuse import heads_strips
-from fastbp.planner.plan import Memories
+from fastbp.planner.plan import EACH, Memories
 
 
 def advance(plan):
     """Updates move up to behind the last stage that makes what they read, or touches what they write.
 
-    A gradient then dies where it was made, and the update can run with the stage that makes it. No
-    update passes a stage of Python: where one fails, nothing must have changed yet. Elementwise stages
-    and reductions move up too where that stage is a product in strips, on which they can run: the mask
-    of a gradient and the sums of its columns stand behind the other product of their layer.
+    A gradient then dies where it was made, and the update can run with the stage that makes it. Draws move up
+    too, so that none stands between stages that can run together. Neither passes a stage of Python: where one
+    fails, nothing must have changed yet. Elementwise stages and reductions move up where that stage is a
+    product in strips, on which they can run: the mask of a gradient and the sums of its columns stand behind
+    the other product of their layer.
     """
     memory = Memories(plan)
     touched, written = {}, {}    # memory: the last place where it was touched, written
@@ -20,11 +21,12 @@ def advance(plan):
         hyper = stage.what.hyper if stage.form == "update" else ()
         writes = {memory.of(t) for t in (*stage.writes, *(() if stage.outputs else hyper))}
         reads = {memory.of(t) for t in (*stage.reads, *hyper)} | {id(t) for t in stage.inputs}
-        if stage.form in ("update", "elementwise", "reduce"):
+        if stage.form in ("update", "draw", "reduce", *EACH):
             behind = max([barrier, *(written.get(m, barrier) for m in reads),
                           *(touched.get(m, barrier) for m in writes)])
             maker = plan.stages[behind[0]] if behind[0] >= 0 else None
-            if stage.form == "update" or maker is not None and maker.form == "product" and heads_strips(maker):
+            moves = maker is not None and maker.form == "product" and heads_strips(maker)
+            if moves or stage.form in ("update", "draw"):
                 place = (behind[0], n + 1)
         elif stage.form == "call":
             barrier = place

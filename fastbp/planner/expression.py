@@ -1,4 +1,6 @@
 """Expressions: what a gate computes, as Python writes it, with no bracket too many."""
+from fastbp.planner.plan import EACH
+
 COMPARE, SUM, PRODUCT, SIGN, POWER, ATOM = range(6)    # how tightly a text binds
 
 _INFIX = {"+": SUM, "-": SUM, "*": PRODUCT, "/": PRODUCT, "@": PRODUCT, "**": POWER,
@@ -31,7 +33,7 @@ def expression(gate, params, inputs, output):
         if len(params["axes"]) < ndim:
             texts.append(f"axis={params['axes'][0] if len(params['axes']) == 1 else params['axes']}")
     texts += [f"{name}={params[name]:.6g}" for name, default in gate.constants.items()
-              if gate.form == "elementwise" and params[name] != default]
+              if gate.form in EACH and params[name] != default]
     return f"{gate.name}({', '.join(texts)})", ATOM
 
 

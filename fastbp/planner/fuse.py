@@ -5,7 +5,7 @@ its rows while that is in the cache: the activation of a layer, whose bias the p
 mask of a gradient, or the update of the weights.
 """
 from fastbp.planner.arena import TILE, group_ends, lives
-from fastbp.planner.plan import Group, Memories, Stage
+from fastbp.planner.plan import EACH, Group, Memories, Stage
 from fastbp_ext.gate import Columns, Combine
 from fastbp_ext.tensor import abstract_tensor
 
@@ -72,8 +72,9 @@ def _begun_by(memory, stage):
         if heads_strips(stage):
             y = stage.outputs[0]
             return Group(y.size, _ROWS, _ROWS * y.shape[1], strips=True)
-    elif stage.form == "elementwise" and stage.outputs[0].size > _SMALL:
-        group = Group(stage.outputs[0].size, TILE, TILE, strips=False)
+    elif stage.form in EACH and stage.outputs[0].size > _SMALL:
+        y = stage.outputs[0]
+        group = Group(y.size, TILE, TILE, False, None if y.is_contiguous else (y.shape, y.strides))
         return group if _joins(memory, group, stage) else None
     return None
 
@@ -87,7 +88,12 @@ def heads_strips(product):
 
 def _is_whole(group, t):
     """t shows all of its memory in the order in which the group walks."""
-    return t.is_contiguous and t.size == group.size and t._offset == 0 and t._root.size == t.size
+    return t.size == group.size and t._offset == 0 and t._root.size == t.size and in_order(group, t)
+
+
+def in_order(group, t):
+    """Whether t's elements lie one behind the other as the group walks them."""
+    return t.is_contiguous if group.order is None else (t.shape, t.strides) == group.order and not t._repeating
 
 
 def _joins(memory, group, stage):
@@ -100,7 +106,7 @@ def _joins(memory, group, stage):
     if stage.form == "update":    # of memory that others own: what shares it in part is read at another place
         return (bool(writes) and not writes & (group.elsewhere | group.written) and not writes & memory.partly
                 and walks_in_order(group, stage))
-    return (stage.form == "elementwise" and _is_whole(group, stage.outputs[0]) and not writes & group.elsewhere
+    return (stage.form in EACH and _is_whole(group, stage.outputs[0]) and not writes & group.elsewhere
             and all(_is_whole(group, t) or memory.of(t) not in group.written | writes for t in stage.inputs))
 
 

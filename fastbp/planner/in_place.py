@@ -1,5 +1,5 @@
 """Pass: an elementwise stage writes over an input that nobody needs after it."""
-from fastbp.planner.plan import place_of
+from fastbp.planner.plan import EACH, place_of
 
 
 def in_place(plan):
@@ -9,7 +9,7 @@ def in_place(plan):
         for t in stage.reads:
             last[id(t._root)] = n
     for n, stage in enumerate(plan.stages):
-        if stage.form not in ("elementwise", "scan") or id(stage.outputs[0]._root) in plan.fixed:
+        if stage.form not in (*EACH, "scan") or id(stage.outputs[0]._root) in plan.fixed:
             continue
         y = stage.outputs[0]
         for x in stage.inputs:

@@ -93,10 +93,12 @@ class Listing:
                 text = f"{stage.name}({', '.join(map(self.name, (*stage.outputs, *stage.inputs)))})"
             elif stage.form == "assign":
                 text = f"{self.name(stage.outputs[0])}.copy_({self.name(stage.inputs[0])})"
+            elif stage.form == "draw":
+                text = f"{self.name(stage.outputs[0])} = draw({self.name(stage.inputs[0])})"
             else:
                 text = (f"{', '.join(map(self.name, stage.outputs))} = "
                         f"{stage.name}({', '.join(map(self.name, stage.inputs))})")
-            shape = None if not isinstance(stage, Tensor) and stage.form != "call" else _outputs(stage)[0]
+            shape = None if not isinstance(stage, Tensor) and stage.form not in ("call", "draw") else _outputs(stage)[0]
             number = f"({self._numbers[id(stage)]})" if undone is None else self._number(undone)
             self._write(f"{number} {text}" if undone is None else f"    {text}   # {number}", number, shape, [stage])
 

@@ -1,9 +1,11 @@
 """Plan: what passes work on."""
 from fastbp_ext.tensor import Tensor, view_of
 
+EACH = ("elementwise", "random")    # forms that compute each element by itself
+
 
 class Stage:
-    """What is done (a Gate, an Update, an Assign or a Call), on which tensors.
+    """What is done (a Gate, an Update, an Assign, a Draw or a Call), on which tensors.
 
     A tensor is recorded, without values, or one that the function captured. undoes: the forward
     stage that a backward one undoes, or None.
@@ -51,7 +53,7 @@ class Stage:
     @property
     def lasts(self):
         """Whether it does something beside its outputs, or its outputs outlive the program."""
-        return self.form in ("update", "assign") or self.form == "call" and self.what.effects
+        return self.form in ("update", "assign", "draw") or self.form == "call" and self.what.effects
 
     def lower_to(self, program):
         """Hand its instructions to a program."""
@@ -66,11 +68,12 @@ class Group:
 
     The first may be a product in strips of rows, whose result has that size. span: the units of the
     first stage in a tile, elements or rows; tile: elements in one; grain: the units that one
-    thread has to run, or 0: those of the first stage.
+    thread has to run, or 0: those of the first stage. order: None for elements in C order, else the
+    (shape, strides) in which all of them lie, without gaps.
     """
 
-    def __init__(self, size, span, tile, strips):
-        self.size, self.span, self.tile, self.strips, self.grain = size, span, tile, strips, 0
+    def __init__(self, size, span, tile, strips, order=None):
+        self.size, self.span, self.tile, self.strips, self.grain, self.order = size, span, tile, strips, 0, order
         self.stages = []
         self.written = set()    # the memory that they write
         self.elsewhere = set()  # the memory that one reads at another place than where it writes

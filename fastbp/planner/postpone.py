@@ -1,6 +1,7 @@
 """Pass: reductions wait for their readers, so that elementwise stages come together."""
+from fastbp.planner.plan import EACH
 
-_PATIENT = ("elementwise", "blocks", "reduce", "combine", "view")
+_PATIENT = (*EACH, "blocks", "reduce", "combine", "view")
 
 
 def postpone(plan):

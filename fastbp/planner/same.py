@@ -1,9 +1,9 @@
 """Pass: a stage whose values are there already is dropped."""
 from fastbp.planner.dead import drop
-from fastbp.planner.plan import moved, place_of
+from fastbp.planner.plan import EACH, moved, place_of
 from fastbp_ext.tensor import with_recorder
 
-_PURE = ("elementwise", "reduce", "reduce one", "product", "rows")
+_PURE = (*EACH, "reduce", "reduce one", "product", "rows", "moment", "combine")
 # Their results hold no denormal where denormals are flushed: times 1 they are what they are, to the bit.
 _FLUSHED = {"add", "sub", "mul", "div", "square", "sqrt", "matmul", "sum", "mean"}
 

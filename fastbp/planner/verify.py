@@ -1,6 +1,6 @@
 """The check of a plan after every pass, and after it is laid out."""
 from fastbp.planner.arena import bytes_of, lives
-from fastbp.planner.fuse import PARTIAL, walks_in_order
+from fastbp.planner.fuse import PARTIAL, in_order, walks_in_order
 from fastbp.planner.plan import Memories
 
 
@@ -44,7 +44,7 @@ def _verify_group(memory, group):
     for stage in group.stages:
         for t in (*stage.writes, *stage.reads):
             whole = t.size == group.size and memory.of(t) not in memory.partly and (
-                walks_in_order(group, stage) if stage.form == "update" else t.is_contiguous and t._offset == 0)
+                walks_in_order(group, stage) if stage.form == "update" else in_order(group, t) and t._offset == 0)
             if memory.of(t) in written and not (whole and (stage.form != "product" or t is stage.outputs[0])):
                 raise RuntimeError(f"plan: {stage!r} is in a group that writes what it reads at other places")
 

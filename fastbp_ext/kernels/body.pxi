@@ -10,12 +10,16 @@ include "vector.pxi"
 include "elementwise.pxi"
 include "reduce.pxi"
 include "softmax.pxi"
+include "normalize.pxi"
 include "index.pxi"
 include "update.pxi"
+include "random.pxi"
 include "matmul.pxi"
+include "convolution.pxi"
 include "recurrent.pxi"
 
 cdef inline dict kernels():
     """Every kernel's address by its name."""
-    return {**elementwise_kernels(), **reduce_kernels(), **softmax_kernels(), **index_kernels(),
-            **update_kernels(), **matmul_kernels(), **recurrent_kernels()}
+    return {**elementwise_kernels(), **reduce_kernels(), **softmax_kernels(), **normalize_kernels(), **index_kernels(),
+            **update_kernels(), **random_kernels(), **matmul_kernels(), **convolution_kernels(),
+            **recurrent_kernels()}

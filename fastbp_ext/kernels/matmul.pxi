@@ -25,7 +25,10 @@ cdef extern from "tile.h" nogil:
         Py_ssize_t rows
         const char* add
         Py_ssize_t add_row
+        const Py_ssize_t* jumps
+        Py_ssize_t pieces
 
+    const Py_ssize_t* FB_WHOLE "fb_whole"
     enum:
         FB_ROWS_1
         FB_ROWS_2
@@ -228,6 +231,8 @@ cdef inline void multiply_row(const product* p) noexcept nogil:
         bint few = not transposed or 4 * LANES * max(p.b_column, -p.b_column) <= FB_L1
         Py_ssize_t block = block_of(p.k), left = (p.n + LANES - 1) // LANES, done = 0, v, width, j
         const char* bias
+    t.jumps = FB_WHOLE
+    t.pieces = 1
     t.a_row = t.c_row = 0
     t.a_k = p.a_k
     t.b_k = p.b_k
@@ -268,6 +273,8 @@ cdef inline void multiply(const product* p) noexcept nogil:
     if p.m == 1 and (transposed or FB_MASKED or p.n % LANES == 0):
         multiply_row(p)
         return
+    t.jumps = FB_WHOLE
+    t.pieces = 1
     t.a_row = p.a_row
     t.a_k = p.a_k
     if p.m > FB_ROWS_3 and (p.k <= FB_SHORT or FB_ROWS_3 < 8 and p.a_row == size):
@@ -323,6 +330,8 @@ cdef inline void multiply(const product* p) noexcept nogil:
 cdef inline void multiply_tile(const product* p, Py_ssize_t vectors) noexcept nogil:
     """A product that is one tile."""
     cdef fb_tile t
+    t.jumps = FB_WHOLE
+    t.pieces = 1
     t.a = p.a
     t.b = p.b
     t.c = p.c
@@ -512,5 +521,39 @@ cdef inline void matmul(const fb_instruction* i, Py_ssize_t start, Py_ssize_t st
             add_rows(&p, bias)
 
 
+cdef inline void turn_copy(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
+    """y = x, where the last dimension lies densely in y and the one before it in x: block by block.
+
+    Units are the rows of y; p: y, x, of any type of this size.
+    """
+    cdef:
+        int d = i.ndim - 2, e
+        Py_ssize_t size = sizeof(real), columns = i.shape[d + 1], row, end, index, b
+        const Py_ssize_t* y_step = i.stride[0]
+        const Py_ssize_t* x_step = i.stride[1]
+        char* y
+        const char* x
+    while start < stop:
+        index = start // i.shape[d]
+        row = start % i.shape[d]
+        end = min(row + stop - start, i.shape[d])
+        start += end - row
+        y = i.p[0]
+        x = i.p[1]
+        for e in range(d - 1, -1, -1):
+            y += index % i.shape[e] * y_step[e]
+            x += index % i.shape[e] * x_step[e]
+            index //= i.shape[e]
+        while row < end:
+            b = 0
+            while b < columns:
+                transpose(<real*>(y + row * y_step[d] + b * size), y_step[d],
+                          <const real*>(x + row * size + b * x_step[d + 1]), x_step[d + 1],
+                          min(columns - b, <Py_ssize_t>LANES), min(end - row, <Py_ssize_t>LANES),
+                          min(columns - b, <Py_ssize_t>LANES))
+                b += LANES
+            row += LANES
+
+
 cdef inline dict matmul_kernels():
-    return {"matmul": <size_t>&matmul}
+    return {"matmul": <size_t>&matmul, "turn_copy": <size_t>&turn_copy}

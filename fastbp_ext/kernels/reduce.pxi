@@ -14,6 +14,7 @@ cdef enum:
     SUM_QUARTER = 256
     SUM_BLOCK = 1024
     SUM_LEVELS = 48       # 2^48 blocks
+    SUM_ABREAST = 4       # vectors of sums side by side
 
 ctypedef vec (*fold)(vec a, vec x) noexcept nogil
 
@@ -115,6 +116,7 @@ ctypedef void (*columns_loop)(const char* x, Py_ssize_t step, Py_ssize_t n, Py_s
 ctypedef vec (*lanes_loop)(vec* lane) noexcept nogil
 
 cdef struct folding:
+    bint adds
     real identity
     fold f
     block_loop block          # fold_block
@@ -151,6 +153,7 @@ cdef inline vec lanes_min(vec* lane) noexcept nogil: return fold_16(lane, fold_m
 cdef inline folding folding_of(real identity, fold f, block_loop block, block_loop pairs, columns_loop columns,
                                lanes_loop lanes) noexcept nogil:
     cdef folding how
+    how.adds = f == fold_sum
     how.identity = identity
     how.f = f
     how.block = block
@@ -205,17 +208,41 @@ cdef inline const real* elements_of(const fb_instruction* i, const char* base, P
     return buffer
 
 
-cdef inline real fold_row(const fb_instruction* i, const char* base, Py_ssize_t n, const folding* how) noexcept nogil:
-    """The n elements of the reduced dimensions that begin at base, in their order."""
+cdef inline const real* products_of(real* to, const real* x, const real* z, Py_ssize_t n, real m,
+                                    real k) noexcept nogil:
+    """to[j] = (x[j] - m) (z[j] - k); to may be x."""
+    cdef Py_ssize_t j = 0
+    while j < n:
+        store(to + j, (load(x + j, n - j) - splat(m)) * (load(z + j, n - j) - splat(k)), n - j)
+        j += LANES
+    return to
+
+
+cdef inline const real* values_of(const fb_instruction* i, Py_ssize_t unit, Py_ssize_t j, Py_ssize_t n,
+                                  real* buffer) noexcept nogil:
+    """Elements j .. j + n of those that sum number `unit` folds; where there is a z, products of a moment."""
+    cdef real other[SUM_BLOCK]
+    cdef const char* base = place(i, 1, 0, i.kept, unit)
+    cdef const real* x = elements_of(i, base, j, n, buffer)
+    cdef real m
+    if i.operands == 2:
+        return x
+    m = (<real*> place(i, 3, 0, i.kept, unit))[0]
+    return products_of(buffer, x, elements_of(i, base + (i.p[2] - i.p[1]), j, n, other), n, m, m if i.c[2] else 0)
+
+
+cdef inline real fold_row(const fb_instruction* i, Py_ssize_t unit, Py_ssize_t n, const folding* how) noexcept nogil:
+    """The n elements that sum number `unit` folds, in their order."""
     cdef real level[SUM_LEVELS]
     cdef real buffer[SUM_BLOCK]
     cdef int top = 0
     cdef Py_ssize_t j = 0, m
-    if n <= SUM_BLOCK:
-        return how.block(elements_of(i, base, 0, n, buffer), n) if n else how.identity
+    level[0] = how.identity
     while j < n:
         m = min(n - j, <Py_ssize_t> SUM_BLOCK)
-        level[top] = how.block(elements_of(i, base, j, m, buffer), m)
+        level[top] = how.block(values_of(i, unit, j, m, buffer), m)
+        if n <= SUM_BLOCK:
+            break
         top = carry(level, 1, j // SUM_BLOCK, 1, how.f)
         j += m
     return fold_level(level, top, how.f)
@@ -246,7 +273,7 @@ cdef inline void reduce_rows(const fb_instruction* i, Py_ssize_t start, Py_ssize
                              const folding* how) noexcept nogil:
     cdef Py_ssize_t n = size_of(i, i.kept, i.ndim), m
     for m in range(start, stop):
-        (<real*> place(i, 0, 0, i.kept, m))[0] = fold_row(i, place(i, 1, 0, i.kept, m), n, how) / <real> i.c[0]
+        (<real*> place(i, 0, 0, i.kept, m))[0] = fold_row(i, m, n, how) / <real> i.c[0]
 
 
 cdef inline void fold_far_rows(const fb_instruction* i, const char** x, Py_ssize_t* at, Py_ssize_t n, Py_ssize_t width,
@@ -269,28 +296,79 @@ cdef inline void fold_far_rows(const fb_instruction* i, const char** x, Py_ssize
             d -= 1
 
 
+cdef inline void fold_each(vec* a, const vec* b, Py_ssize_t n, fold f) noexcept nogil:
+    """a[r] = f(a[r], b[r])"""
+    cdef Py_ssize_t r
+    for r in range(n):
+        a[r] = f(a[r], b[r])
+
+
+cdef inline vec of_columns(const fb_instruction* i, int operand, Py_ssize_t m, Py_ssize_t width) noexcept nogil:
+    """The values of an operand that belong to sums m .. m + width, side by side."""
+    cdef const real* p = <const real*> place(i, operand, 0, i.kept, m)
+    return load(p, width) if i.stride[operand][i.kept - 1] else splat(p[0])
+
+
+cdef inline void sum_rows(const fb_instruction* i, const char* x, Py_ssize_t n, int vectors,
+                          vec (*lane)[SUM_LANES]) noexcept nogil:
+    """Lanes of the sums of n <= SUM_QUARTER rows, some whole vectors of each: memory is read as it lies."""
+    cdef Py_ssize_t r
+    cdef int v
+    memset(lane, 0, vectors * SUM_LANES * sizeof(vec))
+    for r in range(n):
+        for v in range(vectors):
+            lane[v][r % SUM_LANES] = lane[v][r % SUM_LANES] + load_all(<const real*> x + v * LANES)
+        x += i.stride[1][i.kept]
+
+
+cdef inline void sum_products(const fb_instruction* i, const char* x, Py_ssize_t n, Py_ssize_t width, const vec* m,
+                              vec (*lane)[SUM_LANES]) noexcept nogil:
+    """The same of the products of a moment, `width` elements of each row; m is of each column."""
+    cdef const real* z = <const real*> (x + (i.p[2] - i.p[1]))
+    cdef Py_ssize_t r, rest
+    cdef int vectors = <int> ((width + LANES - 1) // LANES), v
+    cdef vec product
+    memset(lane, 0, vectors * SUM_LANES * sizeof(vec))
+    for r in range(n):
+        for v in range(vectors):
+            rest = width - v * LANES
+            product = (load(<const real*> x + v * LANES, rest) - m[v]) * (
+                load(z + v * LANES, rest) - (m[v] if i.c[2] else splat(0)))
+            lane[v][r % SUM_LANES] = lane[v][r % SUM_LANES] + product
+        x += i.stride[1][i.kept]
+        z = <const real*> (<const char*> z + i.stride[1][i.kept])
+
+
 cdef inline void reduce_columns(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop,
                                 const folding* how) noexcept nogil:
-    """The last kept dimension is contiguous: a vector of sums side by side, row after row."""
-    cdef vec lane[4][SUM_LANES]
-    cdef real level[SUM_LEVELS][SUM_LANES]
-    cdef vec total
+    """The last kept dimension is contiguous: some vectors of sums side by side, row after row."""
+    cdef vec lane[4][SUM_ABREAST][SUM_LANES]
+    cdef real level[SUM_LEVELS][SUM_ABREAST * LANES]
+    cdef vec total[SUM_ABREAST]
+    cdef vec about[SUM_ABREAST]
     cdef Py_ssize_t n = size_of(i, i.kept, i.ndim)
     cdef Py_ssize_t quarter = SUM_LANES if i.c[1] else SUM_QUARTER, block = 4 * quarter
-    cdef Py_ssize_t last = i.shape[i.kept - 1]
+    cdef Py_ssize_t last = i.shape[i.kept - 1], step = i.stride[1][i.kept] if i.ndim > i.kept else 0
     cdef Py_ssize_t m = start, width, j, k, blocks, in_block, rows, r
-    cdef int top, d, q, l, quarters
+    cdef int top, d, q, v, quarters, vectors
+    cdef bint even = i.ndim == i.kept + 1, wide = even and how.adds and not i.c[1]
     cdef Py_ssize_t at[12]
     cdef const char* x
     cdef char* y
     cdef fold f = how.f
     while m < stop:
-        width = min(last - m % last, stop - m, <Py_ssize_t> LANES)
+        width = min(last - m % last, stop - m)
+        vectors = <int> min(width // LANES, <Py_ssize_t> SUM_ABREAST) if wide else 1
+        width = min(width, max(vectors, 1) * LANES)
+        vectors = max(vectors, 1)
         x = place(i, 1, 0, i.kept, m)
         for d in range(i.kept, i.ndim):
             at[d] = 0
+        for v in range(vectors if i.operands > 2 else 0):
+            about[v] = of_columns(i, 3, m + v * LANES, width - v * LANES)
         blocks = top = 0
-        total = splat(how.identity)
+        for v in range(vectors):
+            total[v] = splat(how.identity)
         j = 0
         while j < n:
             in_block = min(n - j, block)
@@ -299,43 +377,48 @@ cdef inline void reduce_columns(const fb_instruction* i, Py_ssize_t start, Py_ss
                 rows = min(in_block - q * quarter, quarter)
                 if i.c[1]:    # x holds the lanes that sum_columns made
                     for r in range(SUM_LANES):
-                        lane[q][r] = load(<const real*> (x + r * i.stride[1][i.kept]), width)
-                    x += SUM_LANES * i.stride[1][i.kept]
-                elif i.ndim == i.kept + 1:
-                    how.columns(x, i.stride[1][i.kept], rows, width, lane[q])
-                    x += rows * i.stride[1][i.kept]
+                        lane[q][0][r] = load(<const real*> (x + r * step), width)
+                    x += SUM_LANES * step
+                elif not even:
+                    fold_far_rows(i, &x, at, rows, width, how, lane[q][0])
                 else:
-                    fold_far_rows(i, &x, at, rows, width, how, lane[q])
+                    if i.operands > 2:
+                        sum_products(i, x, rows, width, about, lane[q])
+                    elif vectors > 1:
+                        sum_rows(i, x, rows, vectors, lane[q])
+                    else:
+                        how.columns(x, step, rows, width, lane[q][0])
+                    x += rows * step
             if quarters > 3:
-                for r in range(SUM_LANES):
-                    lane[2][r] = f(lane[2][r], lane[3][r])
+                fold_each(lane[2][0], lane[3][0], vectors * SUM_LANES, f)
             if quarters > 1:
-                for r in range(SUM_LANES):
-                    lane[0][r] = f(lane[0][r], lane[1][r])
+                fold_each(lane[0][0], lane[1][0], vectors * SUM_LANES, f)
             if quarters > 2:
-                for r in range(SUM_LANES):
-                    lane[0][r] = f(lane[0][r], lane[2][r])
-            total = how.lanes(lane[0])
+                fold_each(lane[0][0], lane[2][0], vectors * SUM_LANES, f)
+            for v in range(vectors):
+                total[v] = how.lanes(lane[0][v])
+                store_all(level[top] + v * LANES, total[v])
             if n > block:
-                store_all(level[top], total)
-                top = carry(level[0], SUM_LANES, blocks, width, f)
+                top = carry(level[0], SUM_ABREAST * LANES, blocks, width, f)
             blocks += 1
             j += in_block
         while top > 1:
             fold_into(level[top - 2], level[top - 1], width, f)
             top -= 1
-        y = place(i, 0, 0, i.kept, m)
-        if n > block:
-            total = load_all(level[0])
-        if i.c[0] != 1:
-            total = total / splat(i.c[0])
-        if i.stride[0][i.kept - 1] == sizeof(real):
-            store(<real*> y, total, width)
-        else:
-            store_all(level[0], total)
-            for k in range(width):
-                (<real*> (y + k * i.stride[0][i.kept - 1]))[0] = level[0][k]
-        m += width
+        for v in range(vectors):
+            y = place(i, 0, 0, i.kept, m)
+            if n > block:
+                total[v] = load_all(level[0] + v * LANES)
+            if i.c[0] != 1:
+                total[v] = total[v] / splat(i.c[0])
+            if i.stride[0][i.kept - 1] == sizeof(real):
+                store(<real*> y, total[v], width)
+            else:
+                store_all(level[0], total[v])
+                for k in range(min(width, <Py_ssize_t> LANES)):
+                    (<real*> (y + k * i.stride[0][i.kept - 1]))[0] = level[0][k]
+            m += min(width, <Py_ssize_t> LANES)
+            width -= LANES
 
 
 cdef inline bint are_few(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
@@ -393,9 +476,10 @@ cdef inline void reduce_few(const fb_instruction* i, Py_ssize_t start, Py_ssize_
 cdef inline void reduce_many(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop,
                              const folding* how) noexcept nogil:
     cdef bint columns = (i.kept > 0 and i.stride[1][i.kept - 1] == sizeof(real) and i.shape[i.kept - 1] > 1
-                         and not (i.ndim > i.kept and i.stride[1][i.ndim - 1] == sizeof(real)))
+                         and not (i.ndim > i.kept and i.stride[1][i.ndim - 1] == sizeof(real))
+                         and (i.operands == 2 or i.ndim == i.kept + 1))
     if columns:
-        reduce_columns(i, start, stop, how)
+        outlined_reduction(reduce_columns)(i, start, stop, how)
     else:
         reduce_rows(i, start, stop, how)
 
@@ -496,6 +580,11 @@ cdef inline void min_combine(const fb_instruction* i, Py_ssize_t start, Py_ssize
 cdef inline void reduce_sum(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
     reduce(i, start, stop, fold_sum, sums())
 
+cdef inline void moment(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
+    """y = the sum of (x - m)(z - k), k = m where c[2] says so, else 0; p: y, x, z (laid out as x), m (as y)."""
+    cdef folding how = sums()
+    outlined_reduction(reduce_many)(i, start, stop, &how)
+
 cdef inline void reduce_prod(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
     reduce(i, start, stop, fold_prod, prods())
 
@@ -555,6 +644,7 @@ cdef inline dict reduce_kernels():
     return {
         "sum": <size_t> &reduce_sum, "prod": <size_t> &reduce_prod, "max": <size_t> &reduce_max,
         "min": <size_t> &reduce_min, "argmax": <size_t> &argmax, "argmin": <size_t> &argmin,
+        "moment": <size_t> &moment,
         "sum_columns": <size_t> &sum_columns, "sum_of_lanes": <size_t> &sum_of_lanes,
         "sum_blocks": <size_t> &sum_blocks, "prod_blocks": <size_t> &prod_blocks,
         "max_blocks": <size_t> &max_blocks, "min_blocks": <size_t> &min_blocks,

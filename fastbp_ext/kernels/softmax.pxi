@@ -79,17 +79,40 @@ cdef inline real log_one(real x) noexcept nogil:
 
 
 cdef inline void softmax(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
+    """S; where c[0] is 1, a row of all -inf gives 0, else NaN."""
     cdef Py_ssize_t b, j, n = i.shape[1]
     cdef real* x
     cdef real* y
-    cdef real s
+    cdef real m, s
     for b in range(start, stop):
         y = row_of(i, 0, b)
         x = row_of(i, 1, b)
-        s = exp_row(y, x, n, row_max(x, n))
+        m = row_max(x, n)
+        if i.c[0] and m == -INFINITY:
+            memset(y, 0, n * sizeof(real))
+            continue
+        s = exp_row(y, x, n, m)
         j = 0
         while j < n:
             store(y + j, load(y + j, n - j) / splat(s), n - j)
+            j += LANES
+
+
+cdef inline void softmax_grad(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
+    """dx = y (dy - sum dy y); p: dx, dy, y"""
+    cdef Py_ssize_t b, j, n = i.shape[1]
+    cdef const real* dy
+    cdef const real* y
+    cdef real* dx
+    cdef real sums[2]
+    for b in range(start, stop):
+        dx = row_of(i, 0, b)
+        dy = row_of(i, 1, b)
+        y = row_of(i, 2, b)
+        outlined_sums(grad_of_row)(sums, y, dy, y, n, 0)
+        j = 0
+        while j < n:
+            store(dx + j, load(y + j, n - j) * (load(dy + j, n - j) - splat(sums[0])), n - j)
             j += LANES
 
 
@@ -293,7 +316,7 @@ cdef inline void cross_entropy_both(const fb_instruction* i, Py_ssize_t start, P
 
 cdef inline dict softmax_kernels():
     return {
-        "softmax": <size_t> &softmax, "log_softmax": <size_t> &log_softmax,
+        "softmax": <size_t> &softmax, "softmax_grad": <size_t> &softmax_grad, "log_softmax": <size_t> &log_softmax,
         "logsumexp": <size_t> &logsumexp, "cross_entropy": <size_t> &cross_entropy,
         "cross_entropy_grad": <size_t> &cross_entropy_grad, "cross_entropy_both": <size_t> &cross_entropy_both,
     }

@@ -2,7 +2,7 @@
 from fastbp_ext.abi cimport FB_DIMS, FB_OPERANDS, FB_TILE, fb_instruction
 from libc.math cimport pow, sqrt
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memcpy, memset
+from libc.string cimport memcmp, memcpy, memset
 
 
 cdef inline void move(char* to, Py_ssize_t to_step, const char* source, Py_ssize_t step,
@@ -88,19 +88,31 @@ cdef inline void elementwise_direct(const fb_instruction* i, Py_ssize_t start, P
 
 
 cdef inline void elementwise_rows(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
-    """Two dimensions, and every operand is contiguous along the last: elements start .. stop, row after row."""
+    """Along the last dimension each operand is contiguous, or one value for the kernel: elements start .. stop."""
     cdef char* p[FB_OPERANDS]
-    cdef Py_ssize_t at = start, width = i.shape[1], row = start // width, column = start % width, n
-    cdef int k
+    cdef Py_ssize_t place[FB_DIMS]
+    cdef int last = i.ndim - 1, d = last - 1, k
+    cdef Py_ssize_t at = start, width = i.shape[last], left = start // width, column = start % width, n
+    while d >= 0:
+        place[d] = left % i.shape[d]
+        left //= i.shape[d]
+        d -= 1
     while at < stop:
         n = min(width - column, stop - at)
         for k in range(i.operands):
-            p[k] = <char*> i.p[k] + ((at - start) * i.itemsize[k] if i.tile[k]
-                                     else row * i.stride[k][0] + column * i.itemsize[k])
+            p[k] = <char*> i.p[k] + ((at - start) * i.itemsize[k] if i.tile[k] else column * i.stride[k][last])
+            for d in range(0 if i.tile[k] else last):
+                p[k] += place[d] * i.stride[k][d]
         i.inner(p, n, i.c)
         at += n
-        row += 1
         column = 0
+        d = last - 1
+        while d >= 0:
+            place[d] += 1
+            if place[d] < i.shape[d]:
+                break
+            place[d] = 0
+            d -= 1
 
 
 cdef enum Access:
@@ -206,6 +218,13 @@ cdef inline void count(char** p, Py_ssize_t n, const double* c) noexcept nogil:
         (<double*> p[0])[i] = (<uint8_t*> p[1])[i] != 0
 
 
+cdef inline void real(char** p, Py_ssize_t n, const double* c) noexcept nogil:
+    """y = x, double from int64."""
+    cdef Py_ssize_t i
+    for i in range(n):
+        (<double*> p[0])[i] = <double> (<int64_t*> p[1])[i]
+
+
 # --- comparisons of int64
 
 ctypedef bint (*int_comparison)(int64_t x, int64_t y) noexcept nogil
@@ -258,23 +277,117 @@ cdef inline void take(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop
         walk(<char*> i.p[0] + m * row * size, x, &i.stride[1][1], &i.shape[1], i.ndim - 1, 0, row, size, False)
 
 
+# --- a counter-based stream of random numbers
+
+cdef inline void draw(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
+    """key = stream = (key, count), and stream's count goes on by 1; p: key, stream, two int64 each."""
+    memcpy(i.p[0], i.p[1], 16)
+    (<int64_t*> i.p[1])[1] += 1
+
+
+cdef inline void one_more(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
+    """n += 1; p: some n, int64."""
+    cdef int k
+    for k in range(i.operands):
+        (<int64_t*> i.p[k])[0] += 1
+
+
 # --- what an optimizer does once a step, on its hyperparameters in float64
 
-cdef inline void adam_clock(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
-    """t += 1; step = lr / (1 - b1^t); scale = 1 / sqrt(1 - b2^t); p: some h, laid out as `adam` reads them, t at 8."""
-    cdef double* h
+cdef enum:
+    COUNT = 8     # where h has the steps
+    GIVEN = 9     # numbers from which the rest of h follows
+
+ctypedef void (*derivation)(double* h) noexcept nogil
+ctypedef void (*ticking)(const fb_instruction* i, derivation derive) noexcept nogil
+
+cdef extern from "simd.h" nogil:
+    ticking outlined_tick "FB_OUTLINED"(ticking f)
+
+cdef inline void tick(const fb_instruction* i, derivation derive) noexcept nogil:
+    """t += 1, then what follows from it; p: some h, of one length, laid out as kernels/update.pxi reads them."""
+    cdef double given[GIVEN]
     cdef double* before = NULL
+    cdef double* h
     cdef int k
     for k in range(i.operands):
         h = <double*> i.p[k]
-        h[8] += 1
-        if before != NULL and h[0] == before[0] and h[2] == before[2] and h[3] == before[3] and h[8] == before[8]:
-            h[6] = before[6]    # parameters of one group keep time
-            h[7] = before[7]
+        h[COUNT] += 1
+        if before != NULL and memcmp(h, given, sizeof(given)) == 0:
+            memcpy(h, before, i.shape[0] * sizeof(double))    # parameters of one group keep time
         else:
-            h[6] = h[0] / (1 - pow(h[2], h[8]))
-            h[7] = 1 / sqrt(1 - pow(h[3], h[8]))
-        before = h
+            memcpy(given, h, sizeof(given))
+            derive(h)
+            before = h
+
+
+cdef inline void adam_derive(double* h) noexcept nogil:
+    """step = lr / (1 - b1^t); scale = 1 / sqrt(1 - b2^t); shift = eps; decay w added or lr decay w taken."""
+    h[9] = h[0] / (1 - pow(h[2], h[8]))
+    h[10] = 1 / sqrt(1 - pow(h[3], h[8]))
+    h[11] = h[4]
+    h[13] = 0 if h[5] != 0 else h[1]
+    h[14] = h[0] * h[1] if h[5] != 0 else 0
+
+
+cdef inline void nadam_derive(double* h) noexcept nogil:
+    """Adam, but step = lr mu' / (1 - P mu') and direct = lr (1 - mu) / (1 - P), P at 7 the product of all mu until now.
+
+    mu = b1 (1 - 0.96^(t psi) / 2), mu' that of t + 1, psi at 6.
+    """
+    cdef double mu = h[2] * (1 - 0.5 * pow(0.96, h[8] * h[6]))
+    cdef double ahead = h[2] * (1 - 0.5 * pow(0.96, (h[8] + 1) * h[6]))
+    adam_derive(h)
+    h[7] *= mu
+    h[9] = h[0] * ahead / (1 - h[7] * ahead)
+    h[12] = h[0] * (1 - mu) / (1 - h[7])
+
+
+cdef inline void radam_derive(double* h) noexcept nogil:
+    """Adam, but step times r sqrt(1 - b2^t), and no scale; while rho <= 5, step alone, and no denominator."""
+    cdef double power = pow(h[3], h[8]), most = 2 / (1 - h[3]) - 1, rho = most - 2 * h[8] * power / (1 - power)
+    adam_derive(h)
+    h[10] = rho > 5
+    if rho > 5:
+        h[9] *= sqrt((rho - 4) * (rho - 2) * most / ((most - 4) * (most - 2) * rho)) * sqrt(1 - power)
+    else:
+        h[11] = 1
+
+
+cdef inline void rmsprop_derive(double* h) noexcept nogil:
+    """new = 1 - alpha; rate = lr."""
+    h[3] = 1 - h[2]
+    h[9] = h[0]
+
+
+cdef inline void adagrad_derive(double* h) noexcept nogil:
+    """keep = new = 1; rate = lr / (1 + (t - 1) lr_decay)."""
+    h[2] = h[3] = 1
+    h[9] = h[0] / (1 + (h[8] - 1) * h[6])
+
+
+cdef inline void adam_clock(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
+    outlined_tick(tick)(i, adam_derive)
+cdef inline void nadam_clock(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
+    outlined_tick(tick)(i, nadam_derive)
+cdef inline void radam_clock(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
+    outlined_tick(tick)(i, radam_derive)
+cdef inline void rmsprop_clock(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
+    outlined_tick(tick)(i, rmsprop_derive)
+cdef inline void adagrad_clock(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
+    outlined_tick(tick)(i, adagrad_derive)
+
+
+cdef inline void average_clock(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
+    """The weight of the next of n in their average, then n += 1; p: n (int64), decay, weight, n as it was.
+
+    The first has weight 1, any other 1 - decay, or with decay -1 (all alike) 1 / (n + 1).
+    """
+    cdef int64_t* n = <int64_t*> i.p[0]
+    cdef double decay = (<double*> i.p[1])[0]
+    (<double*> i.p[2])[0] = 1 if n[0] == 0 else 1.0 / (n[0] + 1) if decay < 0 else 1 - decay
+    (<double*> i.p[3])[0] = n[0]
+    n[0] += 1
 
 
 cdef inline dict strided_kernels():
@@ -283,9 +396,12 @@ cdef inline dict strided_kernels():
         "direct": <size_t> &elementwise_direct, "strided": <size_t> &elementwise_strided,
         "rows": <size_t> &elementwise_rows,
         "copy1": <size_t> &copy1, "copy2": <size_t> &copy2,
-        "narrow": <size_t> &narrow, "widen": <size_t> &widen, "count": <size_t> &count,
+        "narrow": <size_t> &narrow, "widen": <size_t> &widen, "count": <size_t> &count, "real": <size_t> &real,
         "copy4": <size_t> &copy4, "copy8": <size_t> &copy8, "take": <size_t> &take,
-        "adam_clock": <size_t> &adam_clock,
+        "adam_clock": <size_t> &adam_clock, "nadam_clock": <size_t> &nadam_clock,
+        "radam_clock": <size_t> &radam_clock, "rmsprop_clock": <size_t> &rmsprop_clock,
+        "adagrad_clock": <size_t> &adagrad_clock, "average_clock": <size_t> &average_clock,
+        "draw": <size_t> &draw, "one_more": <size_t> &one_more,
         "lt": <size_t> &lt_int, "le": <size_t> &le_int, "gt": <size_t> &gt_int,
         "ge": <size_t> &ge_int, "eq": <size_t> &eq_int, "ne": <size_t> &ne_int,
     }

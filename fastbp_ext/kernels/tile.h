@@ -3,7 +3,8 @@
    of one row over a transposed B, and the transposing pack.
 
    The order of every sum is here: an element of a tile is the chain
-   fma(a, b, ... fma(a, b, 0)) over ascending k, whatever R, V and the lane. */
+   fma(a, b, ... fma(a, b, 0)) over ascending k, whatever R, V and the lane. k comes in one
+   piece, or, in a convolution, in pieces: a row of a window each. */
 #ifndef FASTBP_TILE_H
 #define FASTBP_TILE_H
 
@@ -24,7 +25,11 @@ typedef struct {
     Py_ssize_t a_row, a_k, b_k, b_column, c_row, k, last, rows;
     const char *add;    /* what the sums are added to: C itself, of earlier blocks; a bias; or nothing, NULL */
     Py_ssize_t add_row; /* c_row for C, 0 for a bias */
+    const Py_ssize_t *jumps; /* the tiles by V vectors: from a and b to where each of `pieces` pieces of k begins */
+    Py_ssize_t pieces;
 } fb_tile;
+
+static const Py_ssize_t fb_whole[2] = {0, 0}; /* the jumps of a k of one piece */
 
 /* How many rows a tile of 1, 2, 3, 4 and 8 vectors can have: accumulators,
    the vectors of B and one element of A fill the registers. */
@@ -87,17 +92,20 @@ FB_EDGE(f64, double)
 #define FB_TILE_BODY(S, T) \
     FB_INLINE void tile_##S(int R, int V, const fb_tile *t) { \
         vec_##S acc[28], row[8]; \
-        const char *a = t->a, *b = t->b; \
+        const Py_ssize_t *jumps = t->jumps, *end = jumps + 2 * t->pieces; \
         Py_ssize_t a_row = t->a_row, a_k = t->a_k, b_k = t->b_k, last = t->last; \
         FB_UNROLL for (int i = 0; i < R * V; i++) acc[i] = (vec_##S){0}; \
-        for (Py_ssize_t k = t->k; k > 0; k--, a += a_k, b += b_k) { \
-            FB_UNROLL for (int v = 0; v < V; v++) { \
-                const T *p = (const T *)b + v * LANES_##S; \
-                row[v] = FB_MASKED && v == V - 1 ? load_part_##S(p, last) : load_all_##S(p); \
-            } \
-            FB_UNROLL for (int r = 0; r < R; r++) { \
-                vec_##S x = FB_SPREAD(S, *(const T *)(a + r * a_row)); \
-                FB_UNROLL for (int v = 0; v < V; v++) acc[r * V + v] = fma_##S(x, row[v], acc[r * V + v]); \
+        for (; jumps < end; jumps += 2) { \
+            const char *a = t->a + jumps[0], *b = t->b + jumps[1]; \
+            for (Py_ssize_t k = t->k; k > 0; k--, a += a_k, b += b_k) { \
+                FB_UNROLL for (int v = 0; v < V; v++) { \
+                    const T *p = (const T *)b + v * LANES_##S; \
+                    row[v] = FB_MASKED && v == V - 1 ? load_part_##S(p, last) : load_all_##S(p); \
+                } \
+                FB_UNROLL for (int r = 0; r < R; r++) { \
+                    vec_##S x = FB_SPREAD(S, *(const T *)(a + r * a_row)); \
+                    FB_UNROLL for (int v = 0; v < V; v++) acc[r * V + v] = fma_##S(x, row[v], acc[r * V + v]); \
+                } \
             } \
         } \
         char *c = t->c; \
@@ -403,6 +411,80 @@ FB_COLUMNS(f64, double)
 #define v_transpose(to, to_row, from, from_row, rows, columns, width) \
     FB_PICK_POINTER(transpose, to)(to, to_row, from, from_row, rows, columns, width)
 #define v_column_of(type) FB_PICK_POINTER(column_of, type)(type)
+
+/* dots: R rows of A times P rows of B, one sum each, as in the gradient of a convolution's
+   weights: a sum runs over `high` times `wide` stretches of n elements, in as many chains as a
+   vector has lanes, which are added up at the end. to[p * R + r] is the sum of row r of A and row p of B. */
+typedef struct {
+    const char *a;
+    const char *const *b; /* where each row of B begins */
+    Py_ssize_t a_row, high, wide, n, a_high, a_wide, b_high, b_wide;
+} fb_dots;
+
+/* Rows are 4 at most where there are 32 registers, else 2; columns 5 or 3 or 1. */
+#define FB_DOT_PAIRS(X, P, S) X(1, P, S) X(2, P, S)
+#if defined(__AVX512F__) || defined(__aarch64__)
+enum { FB_DOT_ROWS = 4, FB_DOT_COLUMNS = 5 };
+#define FB_DOT_SHAPES(X, S) FB_DOT_PAIRS(X, 1, S) FB_DOT_PAIRS(X, 3, S) FB_DOT_PAIRS(X, 5, S) \
+    X(4, 1, S) X(4, 3, S) X(4, 5, S)
+#else
+enum { FB_DOT_ROWS = 2, FB_DOT_COLUMNS = 5 };
+#define FB_DOT_SHAPES(X, S) FB_DOT_PAIRS(X, 1, S) FB_DOT_PAIRS(X, 3, S) FB_DOT_PAIRS(X, 5, S)
+#endif
+#define FB_DOT_STEP(S, T, load) \
+    FB_UNROLL for (int r = 0; r < R; r++) row[r] = load((const T *)(a + r * a_row + at)); \
+    FB_UNROLL for (int p = 0; p < P; p++) { \
+        vec_##S x = load((const T *)(b[p] + at)); \
+        FB_UNROLL for (int r = 0; r < R; r++) acc[p * R + r] = fma_##S(row[r], x, acc[p * R + r]); \
+    }
+#define FB_LOAD_REST_f32(p) load_part_f32(p, n)
+#define FB_LOAD_REST_f64(p) load_part_f64(p, n)
+
+#define FB_DOTS(S, T) \
+    /* to[v] = the sum of the lanes of acc[v], for a vector of them: halves are added up, then quarters, ... */ \
+    static __attribute__((noinline)) void add_lanes_##S(T *to, const vec_##S *acc) { \
+        enum { L = LANES_##S }; \
+        vec_##S t[L]; \
+        FB_UNROLL for (int i = 0; i < L; i++) t[i] = acc[i]; \
+        FB_FENCE FB_TURN_##S \
+        FB_UNROLL for (int w = L / 2; w > 0; w /= 2) \
+            FB_UNROLL for (int i = 0; i < w; i++) t[i] += t[i + w]; \
+        store_all_##S(to, t[0]); \
+    } \
+    FB_INLINE void dots_##S(int R, int P, const fb_dots *d, T *to) { \
+        enum { L = LANES_##S }; \
+        vec_##S acc[FB_DOT_ROWS * FB_DOT_COLUMNS], part[FB_DOT_ROWS * FB_DOT_COLUMNS + L], row[FB_DOT_ROWS]; \
+        FB_UNROLL for (int i = 0; i < R * P; i++) acc[i] = (vec_##S){0}; \
+        for (Py_ssize_t h = 0; h < d->high; h++) \
+            for (Py_ssize_t w = 0; w < d->wide; w++) { \
+                const char *a = d->a + h * d->a_high + w * d->a_wide, *b[FB_DOT_COLUMNS]; \
+                FB_UNROLL for (int p = 0; p < P; p++) b[p] = d->b[p] + h * d->b_high + w * d->b_wide; \
+                Py_ssize_t at = 0, a_row = d->a_row, n = d->n; \
+                for (; n >= L; n -= L, at += sizeof(vec_##S)) { FB_DOT_STEP(S, T, load_all_##S) } \
+                if (n > 0) { FB_DOT_STEP(S, T, FB_LOAD_REST_##S) } \
+            } \
+        FB_UNROLL for (int i = 0; i < R * P; i++) part[i] = acc[i]; \
+        for (int i = 0; i < R * P; i += L) add_lanes_##S(to + i, part + i); \
+    }
+FB_DOTS(f32, float)
+FB_DOTS(f64, double)
+#undef FB_DOTS
+#define FB_ONE(R, P, S) static void dots_##S##_##R##x##P(const fb_dots *d, void *to) { dots_##S(R, P, d, to); }
+#define FB_ENTRY(R, P, S) [P][R] = dots_##S##_##R##x##P,
+typedef void (*fb_dots_run)(const fb_dots *, void *);
+FB_DOT_SHAPES(FB_ONE, f32)
+FB_DOT_SHAPES(FB_ONE, f64)
+static const fb_dots_run fb_all_dots_f32[FB_DOT_COLUMNS + 1][FB_DOT_ROWS + 1] = {FB_DOT_SHAPES(FB_ENTRY, f32)};
+static const fb_dots_run fb_all_dots_f64[FB_DOT_COLUMNS + 1][FB_DOT_ROWS + 1] = {FB_DOT_SHAPES(FB_ENTRY, f64)};
+#undef FB_ONE
+#undef FB_ENTRY
+FB_INLINE fb_dots_run dots_of_f32(const float *type, Py_ssize_t rows, Py_ssize_t columns) {
+    return (void)type, fb_all_dots_f32[columns][rows];
+}
+FB_INLINE fb_dots_run dots_of_f64(const double *type, Py_ssize_t rows, Py_ssize_t columns) {
+    return (void)type, fb_all_dots_f64[columns][rows];
+}
+#define v_dots_of(type, rows, columns) FB_PICK_POINTER(dots_of, type)(type, rows, columns)
 
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC pop_options

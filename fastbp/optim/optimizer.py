@@ -1,4 +1,4 @@
-"""Optimizers, with PyTorch's arguments, update rules and state dicts.
+"""What all optimizers share: groups of parameters with their options, and their state.
 
 What an update reads and writes stays where it is, so that a compiled program can hold it:
 each parameter has a vector h of float64, its hyperparameters as the kernel reads them
@@ -6,21 +6,22 @@ each parameter has a vector h of float64, its hyperparameters as the kernel read
 option of a group writes to h; `load_state_dict` writes to h and to the states. For each step a
 program does what `step` does with a parameter's `_plan`: the `_clock` kernel on h (Adam counts
 the step and corrects the bias; h is all it needs), then the kernel, then the version of the
-parameter. A plan changes only where a group's momentum becomes 0 or stops being 0.
+parameter. A plan changes only where an option decides about its kernel or its states, as momentum
+does where it becomes 0 or stops being 0.
 """
 import collections
 import math
 import numbers
 
-import numpy as np
-
 from fastbp.errors import DtypeError, StagingError, error
+from fastbp.gates.arithmetic import neg
+from fastbp.serialization import as_array
 from fastbp_ext.gate import clone, tick_state, update
-from fastbp_ext.tensor import Tensor, empty, get_recorder, touch
+from fastbp_ext.tensor import Tensor, empty, get_recorder, no_grad, touch
 
 
 def _number(name, value, below=math.inf):
-    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    real = type(value) is float or isinstance(value, numbers.Real) and not isinstance(value, bool)
     if not real or not 0 <= value < below:
         bound = "finite" if below == math.inf else f"below {below}"
         raise error(ValueError, f"optimizer: {name} can't be this", got=repr(value),
@@ -35,8 +36,10 @@ def _betas(name, value):
     return tuple(_number(name, beta, below=1) for beta in value)
 
 
-_CHECKS = {"lr": _number, "momentum": _number, "weight_decay": _number, "eps": _number, "betas": _betas,
-           "nesterov": lambda name, value: bool(value)}
+_NUMBERS = ("lr", "momentum", "weight_decay", "eps", "alpha", "lr_decay", "initial_accumulator_value", "momentum_decay")
+_FLAGS = ("nesterov", "maximize", "centered", "decoupled_weight_decay")
+_CHECKS = {**dict.fromkeys(_NUMBERS, _number), **dict.fromkeys(_FLAGS, lambda name, value: bool(value)),
+           "betas": _betas}
 
 
 class _Group(dict):
@@ -44,9 +47,9 @@ class _Group(dict):
 
     def __init__(self, kind, params, options):
         self.kind = kind        # the optimizer's class
-        self.vectors = []
-        super().__init__(params=params)
-        self.update(options)
+        self.vectors = []       # h of each parameter, as memoryviews
+        _refuse_while_recording()
+        super().__init__(params=params, **self.checked(options))
 
     def checked(self, options):
         if "params" in options:
@@ -58,14 +61,35 @@ class _Group(dict):
         return {k: _CHECKS[k](k, v) if k in _CHECKS else v for k, v in options.items()}
 
     def update(self, *args, **kwargs):
-        if get_recorder() is not None:
-            raise error(StagingError, "optimizer: an option is set inside a staged function, or an optimizer made",
-                        got="a change that would happen at recording only", expected="options set between calls",
-                        fix="set it, or make the optimizer, outside the staged function")
-        super().update(self.checked(dict(*args, **kwargs)))
-        touch()
+        _refuse_while_recording()
+        self.set(self.checked(dict(*args, **kwargs)))
+
+    def set(self, options):
+        """Take over options that were checked."""
+        before = None if self.kind._decisive.isdisjoint(options) else self.form
+        super().update(options)
+        self.write(options)
+        if before is not None and self.form != before:    # else programs hold: they see what is written
+            touch()
+
+    @property
+    def form(self):
+        """What an update's stages depend on."""
+        return self.kind._kernel(self), self.get("maximize")
+
+    def set_lr(self, value):
+        """`group["lr"] = value`, with fewer detours: schedules do it step by step."""
+        dict.__setitem__(self, "lr", _number("lr", value))
         for h in self.vectors:
-            self.kind._fill(h, self)
+            h[0] = value
+
+    def write(self, options):
+        """Write options to the vectors."""
+        for name, value in options.items():
+            places = self.kind._places.get(name, ())
+            for place, number in zip(places, value if len(places) > 1 else (value,), strict=False):
+                for h in self.vectors:
+                    h[place] = number
 
     def __setitem__(self, name, value):
         self.update({name: value})
@@ -75,18 +99,33 @@ class _Group(dict):
         return self
 
 
+_negative = no_grad()(neg)
+
+
+def _refuse_while_recording():
+    if get_recorder() is not None:
+        raise error(StagingError, "optimizer: an option is set inside a staged function, or an optimizer made",
+                    got="a change that would happen at recording only", expected="options set between calls",
+                    fix="set it, or make the optimizer, outside the staged function")
+
+
 class Optimizer:
     """What all optimizers share: groups of parameters with their options, and their state.
 
     params: tensors that are leaves and require a gradient, or dicts {"params": tensors, option:
-    value, ...}, one for each group. ValueError: no parameters, one that comes twice, is no leaf,
-    requires no gradient or can't be written; an option that is NaN, negative or no number,
-    wherever it is set. TypeError: something else than tensors.
+    value, ...}, one for each group. Gradients of several backwards add up until `zero_grad()`: in
+    one staged step, or in steps that end with `backward`, before one that updates.
+
+    ValueError: no parameters, one that comes twice, is no leaf, requires no gradient or can't be
+    written; an option that is NaN, negative or no number, wherever it is set. TypeError: something
+    else than tensors.
     """
     _fixed = {}      # PyTorch's options that have one value here
     _length = 0      # of h
-    _count = None    # where h counts the steps
-    _clock = None    # the kernel that counts them, and computes what depends on the count
+    _places = {"lr": (0,)}    # option: where h has it; the places of its numbers, where it has several
+    _decisive = {"maximize"}    # options on which it depends what stages an update has
+    _counts = {}     # PyTorch's names of the states that are a number: where h has it
+    _clock = None    # the kernel that counts the steps, and computes what depends on the count
     _states = ()     # PyTorch's names of the states that are laid out as the parameter
 
     def __init__(self, params, defaults):
@@ -116,29 +155,34 @@ class Optimizer:
             h = empty(self._length, "float64")
             h.numpy()[...] = 0
             self._vectors[p] = h, memoryview(h)
-            made.vectors.append(self._vectors[p][1])
-        made.update()
+            if self._length:
+                made.vectors.append(self._vectors[p][1])
+        made.write(made)
         self.param_groups.append(made)
+        touch()
 
     def _check(self, options):
         """Raise where options do not go together."""
 
-    @staticmethod
-    def _fill(h, group):
-        """Write the group's options to h."""
+    @classmethod
+    def _kernel(cls, group):
+        """The update kernel, and the names of the states that it takes behind the parameter, by the group's options.
 
-    def _kernel(self, group):
-        """The update kernel, and the names of the states that it takes behind the parameter.
-
-        It depends on the group's options alone: staged steps ask again only when one is set.
+        None: there is no kernel, and the class defines step().
         """
-        raise NotImplementedError(f"{type(self).__name__} defines step() or _kernel()")
+        return None, ()
+
+    def _begin(self, name, group):
+        """What a state is before the first step."""
+        return 0
 
     def _plan(self, p, group):
-        """(kernel, states, h) of p's update; states that it lacks are made, 0."""
+        """(kernel, states, h) of p's update; states that it lacks are made."""
         kernel, names = self._kernel(group)
         h = self._vectors[p][0]
-        state = self._state_of(p, names) if names else {}
+        if not names:
+            return kernel, (p,), h
+        state = self._state_of(p, group, names)
         for name in names:
             if state[name].dtype != p.dtype:
                 raise error(DtypeError, f"{type(self).__name__}: a parameter's dtype was changed",
@@ -146,32 +190,33 @@ class Optimizer:
                             fix="make the optimizer after model.to(dtype)")
         return kernel, (p, *(state[name] for name in names)), h
 
-    def _state_of(self, p, names):
-        """p's state; what it lacks is made: the count of steps, a part of h, and zeros laid out as p."""
-        if p not in self.state and get_recorder() is not None:
-            get_recorder().undo.append(lambda: self.state.pop(p, None))    # if the recording fails
+    def _state_of(self, p, group, names):
+        """p's state; what it lacks is made: numbers, parts of h, and tensors laid out as p."""
         state = self.state[p]
-        if self._count is not None and "step" not in state:
-            state["step"] = self._vectors[p][0][self._count]
-        for name in names:
-            if name not in state:
-                state[name] = clone(p)
-                state[name].name = name
-                state[name].numpy()[...] = 0
+        for name in names if state else (*self._counts, *names):
+            if name in state:
+                continue
+            if get_recorder() is not None:    # if the recording fails
+                get_recorder().undo.append(lambda name=name: state.pop(name, None))
+            state[name] = self._vectors[p][0][self._counts[name]] if name in self._counts else clone(p)
+            state[name].name = name
+            state[name].numpy()[...] = self._begin(name, group)
         return state
 
     def step(self):
         """Update, in place, each parameter that has a gradient."""
+        if self._kernel(self.param_groups[0])[0] is None:
+            raise NotImplementedError(f"{type(self).__name__} defines step() or _kernel()")
         recorder = get_recorder()
         if recorder is not None:
             recorder.guard(f"the groups of {type(self).__name__}",
-                           lambda: [(self._kernel(group), len(group["params"])) for group in self.param_groups])
-        work = [(self._plan(p, group), p.grad) for group in self.param_groups for p in group["params"]
-                if p.grad is not None]
+                           lambda: [(group.form, len(group["params"])) for group in self.param_groups])
+        work = [(self._plan(p, group), p.grad, group.get("maximize")) for group in self.param_groups
+                for p in group["params"] if p.grad is not None]
         if self._clock is not None:
-            tick_state(self._clock, [h for (_, _, h), _ in work])
-        for (kernel, states, h), gradient in work:
-            update(kernel, states, gradient, h)
+            tick_state(self._clock, [h for (_, _, h), _, _ in work])
+        for (kernel, states, h), gradient, ascends in work:
+            update(kernel, states, _negative(gradient) if ascends else gradient, h)
 
     def zero_grad(self):
         """Set .grad of all parameters to None."""
@@ -212,6 +257,9 @@ class Optimizer:
         All is checked first: ValueError, and nothing changed, where groups, options, names or
         shapes do not fit.
         """
+        if not {"state", "param_groups"} <= set(state_dict):
+            names = ", ".join([str(name) for name in state_dict][:5])
+            raise self._misfit(f"a dict of {names or 'nothing'}", "state, param_groups")
         saved = state_dict["param_groups"]
         sizes = [len(g["params"]) for g in saved], [len(g["params"]) for g in self.param_groups]
         if sizes[0] != sizes[1]:
@@ -221,35 +269,51 @@ class Optimizer:
             if lacking := self.defaults.keys() - new.keys():
                 raise self._misfit(f"a group without {sorted(lacking)}", f"options {[*self.defaults]}")
             self._check({**group, **group.checked(new)})
-        by_number = dict(zip((i for g in saved for i in g["params"]), self._params(), strict=True))
+        numbers = [i for g in saved for i in g["params"]]
+        by_number = dict(zip(numbers, self._params(), strict=True))
+        option = {i: {**group, **new} for g, group, new in zip(saved, self.param_groups, options, strict=True)
+                  for i in g["params"]}
         values = {}
         for i, entries in state_dict["state"].items():
-            entries = {name: np.asarray(x) for name, x in entries.items() if x is not None}
+            entries = {name: as_array(x) for name, x in entries.items() if x is not None}
             if i not in by_number:
                 raise self._misfit(f"state of a parameter {i}", f"parameters {[*by_number]}")
-            self._check_state(i, by_number[i], entries)
+            self._check_state(i, by_number[i], option[i], entries)
             values[by_number[i]] = entries
         for group, new in zip(self.param_groups, options, strict=True):
             group.update(new)
             for p in group["params"]:
-                self._set_state(p, values.get(p, {}))
+                self._set_state(p, group, values.get(p, {}))
 
-    def _check_state(self, i, p, entries):
-        wanted = {name: p.shape for name in self._states}
-        if self._count is not None:
-            wanted["step"] = ()
-        if entries and {name: x.shape for name, x in entries.items()} != wanted:
-            raise self._misfit(f"state of parameter {i}: {({name: x.shape for name, x in entries.items()})}",
-                               str(wanted))
+    def _check_state(self, i, p, options, entries):
+        """Raise where entries are no state of parameter i; what another kernel left may be there too."""
+        wanted = {**dict.fromkeys(self._states, p.shape), **dict.fromkeys(self._counts, ())}
+        shapes = {name: x.shape for name, x in entries.items()}
+        needed = {*self._counts, *self._kernel(options)[1]}
+        if entries and not (needed <= shapes.keys() and shapes.items() <= wanted.items()):
+            raise self._misfit(f"state of parameter {i}: {shapes}", str(wanted))
         for name, x in entries.items():
-            if x.dtype.kind not in "fiu" or name == "step" and not 0 <= x < math.inf:
+            if x.dtype.kind not in "fiu" or name in self._counts and not 0 <= x < math.inf:
                 raise self._misfit(f"state of parameter {i}: {name} of {x.dtype}", "numbers, step >= 0")
 
-    def _set_state(self, p, entries):
-        """Copy to p's state; what it has and entries lack becomes 0, as it was at the first step."""
-        state = self._state_of(p, self._states) if entries else self.state.get(p, {})
+    def _set_state(self, p, group, entries):
+        """Copy to p's state; what it has and entries lack becomes what it was before the first step."""
+        state = self._state_of(p, group, [name for name in self._states if name in entries]) if entries else (
+            self.state.get(p, {}))
         for name, x in state.items():
-            x.copy_(entries.get(name, 0.0))
+            x.copy_(entries.get(name, self._begin(name, group)))
+
+    def __getstate__(self):
+        """For copy and pickle: the groups with their parameters, and the state by number; the vectors are made anew."""
+        saved = {name: value for name, value in vars(self).items() if name != "_vectors"}
+        return saved | {"param_groups": [dict(group) for group in self.param_groups],
+                        "state": self.state_dict()["state"]}
+
+    def __setstate__(self, saved):
+        vars(self).update(saved, param_groups=[], state=collections.defaultdict(dict), _vectors={})
+        for group in saved["param_groups"]:
+            self.add_param_group(group)
+        self.load_state_dict(self.state_dict() | {"state": saved["state"]})
 
     def _misfit(self, got, expected):
         return error(ValueError, f"load_state_dict: the state does not fit this {type(self).__name__}",
@@ -286,63 +350,3 @@ def _check_parameter(p, seen):
 
 def _contiguous(x):
     return clone(x) if x.is_contiguous else empty(x.shape, x.dtype).copy_(x)
-
-
-class SGD(Optimizer):
-    """w -= lr d, d = g + weight_decay w; with momentum b = momentum b + d, and b stands for d
-
-    With nesterov, d + momentum b stands for d (Sutskever et al., 2013; PyTorch's form). ValueError:
-    nesterov without momentum.
-    """
-    _fixed = {"dampening": 0, "maximize": False}
-    _length = 4
-    _states = ("momentum_buffer",)
-
-    def __init__(self, params, lr=1e-3, momentum=0, weight_decay=0, nesterov=False):
-        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay,
-                                  "nesterov": nesterov})
-
-    def _check(self, options):
-        if options["nesterov"] and not options["momentum"]:
-            raise error(ValueError, "SGD: nesterov needs momentum", got="momentum=0", expected="momentum > 0",
-                        fix="SGD(..., momentum=0.9, nesterov=True)")
-
-    @staticmethod
-    def _fill(h, group):
-        h[0], h[1], h[2], h[3] = group["lr"], group["weight_decay"], group["momentum"], group["nesterov"]
-
-    def _kernel(self, group):
-        return ("momentum", self._states) if group["momentum"] else ("sgd", ())
-
-
-class Adam(Optimizer):
-    """m += (1 - b1) (g - m); v = b2 v + (1 - b2) g^2; w -= lr m' / (sqrt(v') + eps)
-
-    m' = m / (1 - b1^t), v' = v / (1 - b2^t), t the parameter's own count of steps (Kingma and Ba,
-    2015). weight_decay w is added to g first.
-    """
-    _fixed = {"amsgrad": False, "maximize": False, "decoupled_weight_decay": False}
-    _length = 9
-    _count = 8
-    _clock = "adam_clock"
-    _states = ("exp_avg", "exp_avg_sq")
-
-    def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0):
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
-
-    @classmethod
-    def _fill(cls, h, group):
-        h[0], h[1], h[4] = group["lr"], group["weight_decay"], group["eps"]
-        h[2], h[3] = group["betas"]
-        h[5] = cls._fixed["decoupled_weight_decay"]
-
-    def _kernel(self, group):
-        return "adam", self._states
-
-
-class AdamW(Adam):
-    """Adam, but lr weight_decay w is taken from w and nothing added to g (Loshchilov and Hutter, 2019)"""
-    _fixed = {**Adam._fixed, "decoupled_weight_decay": True}
-
-    def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-2):
-        super().__init__(params, lr, betas, eps, weight_decay)
