@@ -611,7 +611,7 @@ cdef class Gate:
             if y.abstract:
                 recorder().add(y)
             return y
-        if self.loop == ROWS or self.loop == SCATTER or self.loop == RANDOM or self.loop == WINDOWS or self.loop == SCAN:
+        if self.loop in (ROWS, SCATTER, RANDOM, WINDOWS, SCAN):
             for item in xs:
                 if not (<Tensor> item).contiguous:
                     raise SystemError(f"{self.name}: its kernel walks contiguous memory; the row lacks contiguous()")

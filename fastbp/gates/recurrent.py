@@ -149,7 +149,8 @@ def _gru_back(w):
     return concatenate([w.T[2 * n:], w.T[:2 * n]])
 
 
-@gate("scan", kernel="gru", public=False, constants=["keep", "reverse"], vjp=_scan_vjps(4, _gru_dh, _gru_dx, _gru_dw)[:4])
+@gate("scan", kernel="gru", public=False, constants=["keep", "reverse"],
+      vjp=_scan_vjps(4, _gru_dh, _gru_dx, _gru_dw)[:4])
 def gru_scan(x, h, w, b, keep, reverse):
     """h[t] = a + z (h[t - 1] - a), a = tanh(x[t] + b + r q), q = h[t - 1] w + b; r, z = sigmoid(x[t] + h[t - 1] w + b)
 

@@ -7,7 +7,7 @@ _OPERATIONS = {"mul_add": 2, "sgd": 4, "momentum": 7, "adam": 15, "nadam": 17, "
 
 
 def flop_of(stage):
-    """2 m n k for a product, or those of a scan, an optimizer's formula, else one for each element of the largest operand.
+    """2 m n k for a product or those of a scan, an optimizer's formula, else one an element of the largest operand.
 
     A window counts whole, with what lies in the padding.
     """
