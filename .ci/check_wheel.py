@@ -10,7 +10,7 @@ size = path.stat().st_size
 with zipfile.ZipFile(path) as wheel:
     names = wheel.namelist()
     stray = [n for n in names if not re.fullmatch(
-        r"fastbp(_ext)?/.*\.(py|pyi|so|gz|typed)|fastbp-[^/]*\.dist-info/.*", n)]
+        r"fastbp(_ext)?/.*\.(py|pyi|so|gz|txt|typed)|fastbp-[^/]*\.dist-info/.*", n)]
     with tempfile.TemporaryDirectory() as folder:
         modules = [wheel.extract(n, folder) for n in names if n.endswith(".so")]
         unstripped = [m for m in modules if b".symtab" in Path(m).read_bytes()]
