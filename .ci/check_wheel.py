@@ -1,4 +1,4 @@
-"""A wheel holds the package alone: no source, no build or test file, stripped, under 1.2 MB."""
+"""A wheel holds the package alone: no source, no build or test file, stripped, under 1.45 MB."""
 import re
 import sys
 import tempfile
@@ -17,4 +17,4 @@ with zipfile.ZipFile(path) as wheel:
 print(f"{path.name}: {size:,} bytes, {len(modules)} compiled modules, {len(names)} files")
 assert not stray, stray
 assert modules and not unstripped, unstripped
-assert size < 1_200_000, size
+assert size < 1_450_000, size
