@@ -61,7 +61,7 @@ def parser():
                     "it. lenet: LeNet-5 by Adam. Both on the shipped digits, or on a folder of MNIST-format files, "
                     "such as Fashion-MNIST's. gru: a GRU that learns which character comes next, by Adam, on the "
                     "shipped text or one of yours; then it writes some.",
-        epilog="fastbp train --model lenet --data /usr/share/datasets/fashion-mnist")
+        epilog="fastbp train --model lenet --data FOLDER")
     train.add_argument("--model", choices=["mlp", "lenet", "gru"], default="mlp", help="default: mlp")
     train.add_argument("--data", metavar="PATH",
                        help="mlp, lenet: a folder with train-images-idx3-ubyte[.gz] and so on, a sixth held out where "
