@@ -383,24 +383,19 @@ def test_errors(call, kind, words):
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
-def test_dropout_acts_between_layers(monkeypatch):
-    class Halved(nn.Module):
-        def __init__(self, p):
-            self.p = p
-
-        def forward(self, x):
-            return x * (1 - self.p)
-
-    monkeypatch.setattr(nn, "Dropout", Halved, raising=False)
+def test_dropout_acts_between_layers_while_training():
     layer, x = made("GRU", num_layers=2, dropout=0.5), np.ones((3, 2, 4), np.float32)
     lower, upper = made("GRU"), made("GRU", 5)
     state = layer.state_dict()
     lower.load_state_dict({name: state[name] for name in state if name.endswith("l0")})
     upper.load_state_dict({name.replace("l1", "l0"): state[name] for name in state if name.endswith("l1")})
-    assert same_bits(layer(x)[0], upper(lower(x)[0] * 0.5)[0])
-    monkeypatch.delattr(nn, "Dropout")
-    with pytest.raises(NotImplementedError, match="Dropout"):
-        made("GRU", num_layers=2, dropout=0.5)
+    fb.manual_seed(1)
+    dropped = layer(x)[0]
+    fb.manual_seed(1)
+    assert same_bits(dropped, upper(nn.functional.dropout(lower(x)[0], 0.5))[0])
+    assert same_bits(layer.eval()(x)[0], upper(lower(x)[0])[0]) and not same_bits(layer(x)[0], dropped)
+
+
 
 
 def test_the_gates_are_internal():

@@ -1,7 +1,6 @@
 """Recurrent layers, RNN, GRU and LSTM, several deep and both ways through time; and cells, which take one step."""
 import math
 
-from fastbp import nn
 from fastbp.create import zeros
 from fastbp.errors import ShapeError, error
 from fastbp.gates.linear import matrices
@@ -9,6 +8,7 @@ from fastbp.gates.recurrent import gru, lstm, rnn
 from fastbp.gates.shape import concatenate, expand_dims, reshape, stack, transpose
 from fastbp.nn import functional as F
 from fastbp.nn import init
+from fastbp.nn.dropout import Dropout
 from fastbp.nn.module import Module, Parameter, floating
 from fastbp.random import generator
 from fastbp_ext.gate import tensors_of
@@ -93,9 +93,7 @@ class _Layers(_Recurrent):
         for layer, suffix, _ in self._ways():
             self._add_parameters(hidden_size * (1 + self.bidirectional) if layer else input_size, suffix, dtype, rng)
         if dropout:
-            if not hasattr(nn, "Dropout"):
-                raise NotImplementedError(f"{name}: dropout between layers needs nn.Dropout, which is not there yet")
-            self._drop = nn.Dropout(dropout)
+            self._drop = Dropout(dropout)
 
     def _ways(self):
         """(layer, the end of its parameters' names, whether it goes back through time) of each that there is."""
