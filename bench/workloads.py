@@ -120,6 +120,35 @@ class ThreePoints(Net):
 
 
 @dataclass(frozen=True)
+class Recurrent(Workload):
+    """A training step of a GRU: the squares of its states' distances from targets, their mean; SGD."""
+
+    inputs: int = 128
+    hidden: int = 128
+    steps: int = 64
+    batch: int = 1
+    lr: float = 0.1
+
+    def weights(self):
+        """By PyTorch's names and shapes, float32."""
+        rng, rows = self.rng(), 3 * self.hidden
+        shapes = {"weight_ih_l0": (rows, self.inputs), "weight_hh_l0": (rows, self.hidden), "bias_ih_l0": rows,
+                  "bias_hh_l0": rows}
+        return {name: rng.uniform(-1, 1, shape).astype(np.float32) * np.float32(self.hidden**-0.5)
+                for name, shape in shapes.items()}
+
+    def ring(self):
+        rng = np.random.default_rng(SEED + 1)
+        return [tuple(rng.standard_normal((self.steps, self.batch, n), np.float32) for n in (self.inputs, self.hidden))
+                for _ in range(self.batches)]
+
+    @property
+    def multiply_adds(self):
+        """Of x w and x^T d, of h u, d u^T and h^T d."""
+        return self.steps * self.batch * 3 * self.hidden * (2 * self.inputs + 3 * self.hidden)
+
+
+@dataclass(frozen=True)
 class LeNet(Workload):
     """A training step of LeNet-5: 6 and 16 filters of 5x5, ReLU, max pools of 2x2, 256-120-84-10; Adam."""
 
@@ -244,6 +273,8 @@ WORKLOADS = [
         bias=False, loss="cross_entropy"),
     Net("256x10", "256 wide, 10 layers, ReLU, b 64, mse, SGD", 50, "epoch", sizes=(256,) * 11, batch=64, lr=0.01),
     LeNet("lenet", "LeNet-5, 28x28, b 64, Adam", 20, "epoch"),
+    Recurrent("gru-b1", "GRU 128-128, 64 steps, b 1, mse, SGD"),
+    Recurrent("gru-b32", "GRU 128-128, 64 steps, b 32, mse, SGD", 4, batch=32),
     Elementwise("chain-1e3", "sum(tanh(x y + sigmoid(x))), grads, 1e3", 16, n=1000),
     Elementwise("chain-1e5", "sum(tanh(x y + sigmoid(x))), grads, 1e5", 8, n=100_000),
     Elementwise("chain-1e7", "sum(tanh(x y + sigmoid(x))), grads, 1e7", 2, n=10_000_000),

@@ -56,22 +56,29 @@ def parser():
     main.add_argument("--version", action="version", version=f"fastbp {fb.__version__}")
     commands = main.add_subparsers(dest="command", required=True, metavar="command", parser_class=Parser)
     train = commands.add_parser(
-        "train", help="train a net on images of digits",
+        "train", help="train a net on images of digits, or a model of a text's characters",
         description="Train a net on real data. mlp: a two-layer ReLU net by SGD, and the same epochs in NumPy beside "
                     "it. lenet: LeNet-5 by Adam. Both on the shipped digits, or on a folder of MNIST-format files, "
-                    "such as Fashion-MNIST's.",
+                    "such as Fashion-MNIST's. gru: a GRU that learns which character comes next, by Adam, on the "
+                    "shipped text or one of yours; then it writes some.",
         epilog="fastbp train --model lenet --data /usr/share/datasets/fashion-mnist")
-    train.add_argument("--model", choices=["mlp", "lenet"], default="mlp", help="default: mlp")
-    train.add_argument("--data", metavar="FOLDER", help="train-images-idx3-ubyte[.gz] and so on; a sixth is held out "
-                                                        "where there is one split only")
-    train.add_argument("--epochs", type=count, metavar="N", help="default: mlp 40, lenet 20, with --data 5")
+    train.add_argument("--model", choices=["mlp", "lenet", "gru"], default="mlp", help="default: mlp")
+    train.add_argument("--data", metavar="PATH",
+                       help="mlp, lenet: a folder with train-images-idx3-ubyte[.gz] and so on, a sixth held out where "
+                            "there is one split only; gru: a text in UTF-8, its last tenth held out")
+    train.add_argument("--epochs", type=count, metavar="N", help="default: mlp 40, lenet 20, with --data 5; gru 20")
     train.add_argument("--batch-size", type=count, metavar="N",
-                       help="default: 32, with --data mlp 100 and lenet 64")
+                       help="default: 32, with --data mlp 100 and lenet 64; gru 16")
     train.add_argument("--lr", type=rate, metavar="RATE",
-                       help="default: mlp 1.0, with --data 0.2; lenet 0.003")
-    train.add_argument("--hidden", type=count, metavar="N", help="hidden units of mlp; default: 100, with --data 500")
-    train.add_argument("--seed", type=seed, default=0, metavar="N", help="of the split, the weights and the order")
+                       help="default: mlp 1.0, with --data 0.2; lenet, gru 0.003")
+    train.add_argument("--hidden", type=count, metavar="N",
+                       help="hidden units of mlp (default: 100, with --data 500) or gru (128)")
+    train.add_argument("--seed", type=seed, default=0, metavar="N", help="of the split, weights, order and sample")
     train.add_argument("--threads", type=count, metavar="N", help="at most so many; the bits do not depend on it")
+    train.add_argument("--sample", type=number(int, 0, "number of 0 or more"), metavar="N",
+                       help="gru: characters to write at the end; default: 400")
+    train.add_argument("--temperature", type=number(float, 0.0, "temperature of 0 or more"), metavar="T",
+                       help="gru: of the sample, 0 for the likeliest characters; default: 0.7")
     train.add_argument("--save", type=filename, metavar="FILE",
                        help="write the weights, for fastbp.load and load_state_dict")
     train.add_argument("--log", type=filename, metavar="CSV", help="append each epoch's numbers to a file")
@@ -151,13 +158,19 @@ def parser():
 
 
 def run_train(args):
-    from fastbp.train import train
-    if args.hidden is not None and args.model != "mlp":
-        raise ValueError(f"--hidden does not go with --model {args.model}")
+    for name, models in (("hidden", ("mlp", "gru")), ("sample", ("gru",)), ("temperature", ("gru",))):
+        if getattr(args, name) is not None and args.model not in models:
+            raise ValueError(f"--{name} does not go with --model {args.model}")
     if args.threads:
         fb.set_num_threads(args.threads)
-    train(args.model, args.data, args.epochs, args.batch_size, args.lr, args.hidden, args.seed, args.save, args.log,
-          args.plot)
+    shared = {name: getattr(args, name) for name in ("epochs", "batch_size", "lr", "hidden", "seed", "save", "log",
+                                                     "plot")}
+    if args.model == "gru":
+        from fastbp.characters import train
+        train(args.data, sample=args.sample, temperature=args.temperature, **shared)
+    else:
+        from fastbp.train import train
+        train(args.model, args.data, **shared)
 
 
 def run_circuit(args):

@@ -8,7 +8,7 @@ from fastbp.errors import GradcheckError, ShapeError, error
 from fastbp.gates.shape import narrow, transpose
 from fastbp.tape import ones_like, stages_of, walk
 from fastbp_ext.gate import clone
-from fastbp_ext.tensor import Tensor, differentiate_inside, empty, no_grad, set_grad_enabled, tensor
+from fastbp_ext.tensor import Tensor, differentiate_inside, empty, is_grad_enabled, no_grad, tensor
 
 
 def tree_map(function, tree):
@@ -107,7 +107,7 @@ def _gradients(y, leaves):
         return {}, False
     own = {id(x) for x in leaves}
     stages, ends = stages_of([y])
-    outer = _enabled() and (any(id(x) not in own for x in ends) or any(not x.is_leaf for x in leaves))
+    outer = is_grad_enabled() and (any(id(x) not in own for x in ends) or any(not x.is_leaf for x in leaves))
     follow = set(own)
     for stage in reversed(stages):
         if any(id(x) in follow for x in stage._inputs):
@@ -121,12 +121,6 @@ def _gradients(y, leaves):
         with no_grad():
             walk(stages, gradients, follow)
     return gradients, outer
-
-
-def _enabled():
-    before = set_grad_enabled(True)
-    set_grad_enabled(before)
-    return before
 
 
 def grad(fn, argnums=0, has_aux=False):

@@ -253,7 +253,8 @@ def _state(step, model, loader):
     modules = {id(m): m for group, _ in recording.calls for m in group.module.modules()}.values()
     found = [t for m in modules for t in (*m.parameters(recurse=False), *m.buffers(recurse=False))]
     found += [leaf for leaf, _ in recording.grads.values() if id(leaf) in recording.updated]
-    found += [t for key, t in recording.written.items() if key not in recording.updated]
+    # What copy_ changes; streams of random numbers go on.
+    found += [t for key, t in recording.written.items() if key not in recording.updated and t.dtype.kind == "f"]
     return list(modules), list({id(t): t for t in found}.values())
 
 

@@ -9,7 +9,7 @@ from libc.string cimport memset
 
 from fastbp_ext.abi cimport FB_CONSTANTS, FB_OPERANDS
 from fastbp_ext.lower cimport (lower_columns, lower_copy, lower_elementwise, lower_fold, lower_product, lower_reduce,
-                               lower_rows, lower_scatter, lower_state, lower_take, lower_windows)
+                               lower_rows, lower_scan, lower_scatter, lower_state, lower_take, lower_windows)
 from fastbp_ext.program cimport Executor, now
 from fastbp_ext.tensor cimport (BOOL, CHECKS, FLOAT32, FLOAT64, INT8, INT16, INT32, INT64, MAX_DIMS, RUNS, UINT8,
                                 UINT16, UINT64, Dtype, Tensor, as_python, blank, blank_like, dtype_name,
@@ -47,11 +47,12 @@ cdef enum Form:
     COMBINE
     WINDOWS
     CUSTOM
+    SCAN
 
 FORMS = {"elementwise": ELEMENTWISE, "view": VIEW, "copy": COPY, "reduce": REDUCE, "reduce one": REDUCE_ONE,
          "product": PRODUCT, "rows": ROWS, "take": TAKE, "scatter": SCATTER, "join": JOIN, "place": PLACE,
          "convert": CONVERT, "random": RANDOM, "moment": MOMENT, "combine": COMBINE, "windows": WINDOWS,
-         "custom": CUSTOM}
+         "scan": SCAN, "custom": CUSTOM}
 
 
 cdef _raise(str kind, str what, got, expected, fix):
@@ -421,7 +422,7 @@ cdef class Gate:
         cdef void* operands[FB_OPERANDS]
         cdef double c[FB_CONSTANTS]
         cdef int n = 1, k = 0
-        if self.loop == ELEMENTWISE or self.loop == ROWS or self.loop == RANDOM:
+        if self.loop == ELEMENTWISE or self.loop == ROWS or self.loop == RANDOM or self.loop == SCAN:
             operands[0] = <void*> y
             for item in xs:
                 operands[n] = <void*> item
@@ -433,6 +434,8 @@ cdef class Gate:
                 c[k] = 0
             if self.loop == ROWS:
                 return lower_rows(to, kernel, 1, n, operands, c)
+            if self.loop == SCAN:
+                return lower_scan(to, kernel, n, operands, params["steps"], c)
             if self.loop == RANDOM:    # the last is a stream's key and count
                 return lower_elementwise(to, kernel, 1, 1, n, operands, c, True)
             return lower_elementwise(to, kernel, 1, 0, n, operands, c if self.constants else NULL)
@@ -608,7 +611,7 @@ cdef class Gate:
             if y.abstract:
                 recorder().add(y)
             return y
-        if self.loop == ROWS or self.loop == SCATTER or self.loop == RANDOM or self.loop == WINDOWS:
+        if self.loop in (ROWS, SCATTER, RANDOM, WINDOWS, SCAN):
             for item in xs:
                 if not (<Tensor> item).contiguous:
                     raise SystemError(f"{self.name}: its kernel walks contiguous memory; the row lacks contiguous()")

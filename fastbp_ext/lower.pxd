@@ -13,5 +13,6 @@ cdef int lower_rows(Executor to, void* kernel, int outputs, int n, void** operan
 cdef int lower_take(Executor to, Tensor y, Tensor x, tuple indices, int axis) except -1
 cdef int lower_scatter(Executor to, void* kernel, Tensor y, Tensor dy, tuple indices, int axis) except -1
 cdef int lower_state(Executor to, void* kernel, tuple states) except -1
+cdef int lower_scan(Executor to, void* kernel, int n, void** operands, Py_ssize_t steps, const double* c) except -1
 cdef int lower_windows(Executor to, void* kernel, Tensor y, tuple xs, tuple space, tuple geometry,
                        Py_ssize_t units) except -1

@@ -14,6 +14,7 @@ cdef enum:
     SHORT_ROW = 16    # many rows of fewer elements are better gathered than taken one by one,
     MANY_ROWS = 16
     COLUMN_ROWS = 256    # SUM_QUARTER of kernels/reduce.pxi: lanes of so many rows are one thread's
+    SCAN_ROWS = 4    # of a batch: fewer take as long, as the weights are read at each step
     REPEATED_ROW = 256    # and of fewer than these where one row is read again and again
     SPACE = 8    # sizes of the space of windows that are walked; the others are those of the larger map
 
@@ -506,6 +507,33 @@ cdef int lower_scatter(Executor to, void* kernel, Tensor y, Tensor dy, tuple ind
     i.units = i.grain = 1
     i.work = y.count + dy.count
     i.c[0] = y.count
+    return to.put(&i, operands)
+
+
+cdef int lower_scan(Executor to, void* kernel, int n, void** operands, Py_ssize_t steps, const double* c) except -1:
+    """All steps of a recurrent layer, each row of the batch for itself: the space is (batch, steps, hidden).
+
+    All operands are contiguous; the output's last dimensions are (batch, hidden).
+    """
+    cdef fb_instruction i
+    cdef Tensor y = <Tensor> operands[0]
+    cdef int k, d
+    i.operands = n
+    i.outputs = 1
+    i.kept = i.walked = 0
+    i.ndim = 3
+    i.run = <fb_run> kernel
+    i.shape[0] = i.units = y.dims[y.rank - 2]
+    i.shape[1] = steps
+    i.shape[2] = y.dims[y.rank - 1]
+    i.grain = SCAN_ROWS
+    i.work = y.count * i.shape[2]
+    for k in range(FB_CONSTANTS):
+        i.c[k] = c[k]
+    for k in range(n):
+        set_operand(&i, k, <Tensor> operands[k])
+        for d in range(3):
+            i.stride[k][d] = 0
     return to.put(&i, operands)
 
 

@@ -77,6 +77,11 @@ cdef bint grad_enabled() noexcept nogil:
     return not fb_this_thread.no_grad
 
 
+def is_grad_enabled():
+    """Whether gates of this thread record."""
+    return grad_enabled()
+
+
 def set_grad_enabled(bint on):
     """Turn recording on or off in this thread; the former state is returned."""
     cdef bint before = not fb_this_thread.no_grad

@@ -168,6 +168,43 @@ def test_lenet_on_a_folder(tmp_path):
     assert result.returncode == 2 and "square images" in result.stderr and "Traceback" not in result.stderr
 
 
+def test_gru_learns_a_text_and_writes_one(tmp_path):
+    path = tmp_path / "abc.txt"
+    path.write_text("abc.\n" * 800)
+    options = ["--model", "gru", "--data", path, "--epochs", 6, "--hidden", 24, "--lr", 0.02, "--sample", 60]
+    result = fastbp("train", *options, "--save", tmp_path / "w.npz")
+    assert result.returncode == 0 and result.stderr == "", result.stderr
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith("5 characters, GRU of 24 units, Adam, rate 0.02, batches of 16 x 64;")
+    rows = [line.split() for line in lines[3:9]]
+    assert [int(r[0]) for r in rows] == [*range(1, 7)] and float(rows[-1][2]) < 0.3 < float(rows[0][1])
+    sample = result.stdout.partition("w.npz\n\n")[2]
+    assert len(sample) == 61 and ("abc.\n" * 12).startswith(sample[25:50][sample[25:50].index("a"):])
+    saved = fb.load(tmp_path / "w.npz")
+    assert saved["characters"] == "\n.abc" and saved["model"]["embed.weight"].shape == (5, 12)
+
+
+def test_the_sample_of_the_shipped_text_follows_the_seed_and_the_temperature():
+    def lines(*options):
+        result = fastbp("train", "--model", "gru", "--epochs", 1, "--hidden", 16, "--sample", 80, *options)
+        assert result.returncode == 0, result.stderr
+        return [line.rpartition(" ")[0] if n == 3 else line for n, line in enumerate(result.stdout.splitlines())]
+    first = lines("--seed", 3)
+    assert first == lines("--seed", 3) != lines("--seed", 4)
+    assert first[0].startswith("59 characters, GRU of 16 units") and len("\n".join(first[5:])) == 80
+    coldest = lines("--seed", 3, "--temperature", 0)
+    assert first[:4] == coldest[:4] and first[5:] != coldest[5:] and lines("--sample", 0)[4:] == []
+
+
+def test_texts_that_can_not_be_learned(tmp_path):
+    (tmp_path / "short.txt").write_text("too short")
+    (tmp_path / "binary.txt").write_bytes(bytes(range(256)) * 20)
+    for name, says in (("short.txt", "too short"), ("binary.txt", "UTF-8"), ("none.txt", "none.txt"), ("", "irectory")):
+        result = fastbp("train", "--model", "gru", "--data", tmp_path / name)
+        assert result.returncode == 2 and result.stdout == ""
+        assert says in result.stderr and "Traceback" not in result.stderr
+
+
 def test_a_reader_who_has_seen_enough_is_no_error():
     shell = f"{sys.executable} -m fastbp fit | head -1"
     result = subprocess.run(["bash", "-c", f"set -o pipefail; {shell}"], capture_output=True, text=True)
@@ -181,6 +218,8 @@ def test_a_reader_who_has_seen_enough_is_no_error():
     (["train", "--rate", "1"], "--rate"), (["dance"], "dance"), ([], "command"),
     (["train", "--data", "no/such/folder"], "no/such/folder"), (["train", "--model", "vgg"], "vgg"),
     (["train", "--model", "lenet", "--hidden", "9"], "--hidden does not go with --model lenet"),
+    (["train", "--sample", "9"], "--sample does not go with --model mlp"),
+    (["train", "--model", "gru", "--temperature", "-1"], "--temperature"),
 ])
 def test_a_wrong_argument_gets_one_line_and_exit_code_2(args, says):
     result = fastbp(*args)

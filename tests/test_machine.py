@@ -21,7 +21,7 @@ def python(*args, **env):
 @pytest.mark.parametrize("isa", [isa for isa in cpu.supported() if isa != cpu.ISA])
 def test_every_instruction_set_of_this_cpu(isa):
     """All cases, with the kernels of another instruction set."""
-    files = [str(HERE / f"test_{name}.py") for name in ("gates", "edges", "matmul", "accuracy")]
+    files = [str(HERE / f"test_{name}.py") for name in ("gates", "edges", "matmul", "recurrent", "accuracy")]
     result = python("-m", "pytest", "-q", "-p", "no:cacheprovider", *files, FASTBP_ISA=isa)
     assert result.returncode == 0, result.stdout[-3000:]
     assert " passed" in result.stdout

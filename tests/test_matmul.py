@@ -121,7 +121,8 @@ def test_any_rows_of_a_product(k, n):
 
 
 @pytest.mark.parametrize("shape, m, k, n", [
-    ((5, 3), 4, 4, 4), ((7,), 16, 16, 16), ((2, 3), 33, 16, 5), ((9,), 1, 8, 40), ((9,), 3, 1, 3), ((3,), 8, 40, 1), ((2,), 50, 1050, 18)])
+    ((5, 3), 4, 4, 4), ((7,), 16, 16, 16), ((2, 3), 33, 16, 5), ((9,), 1, 8, 40), ((9,), 3, 1, 3), ((3,), 8, 40, 1),
+    ((2,), 50, 1050, 18)])
 def test_batches_of_products(shape, m, k, n):
     rng = np.random.default_rng(0)
     x = rng.standard_normal((*shape, m, k)).astype(np.float32)

@@ -322,6 +322,23 @@ def test_the_program_of_a_staged_step_shows_its_weights():
     assert {id(t) for t in seen} == {id(t) for t in (*layer.parameters(), layer.count, w, mean)}
 
 
+def test_statistics_are_put_back_and_random_numbers_go_on():
+    def run(staged):
+        fb.manual_seed(5)
+        net, after = Net(), []
+        net.model = nn.Sequential(nn.Linear(64, 20, rng=0), nn.BatchNorm1d(20), nn.Dropout(0.3),
+                                  nn.Linear(20, 10, rng=1))
+        net.opt = optim.Adam(net.model.parameters(), lr=0.01)
+        fit = lambda **options: net.fit(step=net.step if staged else net.plain, model=None if staged else net.model,
+                                        epochs=6, rng=0, validation=falling_and_rising(net, []), **options)
+        fit(callbacks=[callbacks.EarlyStopping(),
+                       lambda record: after.append(net.model[1].running_mean.numpy().copy())])
+        assert same_bits(net.model[1].running_mean, after[3]) and not same_bits(after[3], after[5])
+        return numbers(fit()), [x.numpy().copy() for x in net.model.state_dict().values()]
+    (some, weights), (others, other_weights) = run(True), run(False)
+    assert some == others and same_weights(weights, other_weights)
+
+
 def test_a_loss_that_is_no_number_stops_with_the_best_weights(capsys):
     for staged in (True, False):
         net, after = Net(), []

@@ -4,7 +4,7 @@ import numpy as np
 import fastbp as fb
 from bench.engines import case, digest
 from bench.gates import GateCall
-from bench.workloads import AdamUpdate, Circuit, CrossEntropy, Elementwise, LeNet, Net, ThreePoints
+from bench.workloads import AdamUpdate, Circuit, CrossEntropy, Elementwise, LeNet, Net, Recurrent, ThreePoints
 from fastbp import nn, optim
 
 VERSION = fb.__version__
@@ -94,6 +94,22 @@ def training(model, w, loss_of, form):
                 steps=w.repeats)
 
 
+def recurrent(w, form):
+    model = nn.GRU(w.inputs, w.hidden)
+    model.load_state_dict(w.weights())
+    opt = optim.SGD(model.parameters(), lr=w.lr)
+
+    @fb.staged
+    def step(x, y):
+        loss = fb.mse_loss(model(x)[0], y)
+        opt.zero_grad()
+        loss.backward()
+        opt.step()
+        return loss
+
+    return case(step, tensors(w.ring()), lambda loss: loss.item())
+
+
 def adam_update(w, form):
     p = fb.tensor(w.weights(), requires_grad=True)
     opt = OPTIMIZERS["adam"]([p], w)
@@ -111,4 +127,4 @@ def gate(w, form):
 
 
 BUILD = {Circuit: circuit, Net: net, ThreePoints: net, LeNet: lenet, Elementwise: elementwise,
-         CrossEntropy: cross_entropy, AdamUpdate: adam_update, GateCall: gate}
+         CrossEntropy: cross_entropy, Recurrent: recurrent, AdamUpdate: adam_update, GateCall: gate}

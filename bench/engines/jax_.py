@@ -2,12 +2,14 @@
 
 Dispatch is synchronous, which is the faster way on one core, and buffers of the state are donated.
 """
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from bench.engines import case, digest
-from bench.workloads import AdamUpdate, Circuit, CrossEntropy, Elementwise, LeNet, Net, ThreePoints
+from bench.workloads import AdamUpdate, Circuit, CrossEntropy, Elementwise, LeNet, Net, Recurrent, ThreePoints
 
 VERSION = jax.__version__
 jax.config.update("jax_platforms", "cpu")
@@ -128,6 +130,35 @@ def training(w, form, weights, loss_of_net):
     return case(call, ring, float, steps=1 if form == "call" else w.steps_of_loop)
 
 
+def recurrent(w, form):
+    n = w.hidden
+
+    def loss_of_gru(weights, x, y):
+        def cell(h, x):
+            g = h @ weights["weight_hh_l0"].T + weights["bias_hh_l0"]
+            r, z = jnp.split(jax.nn.sigmoid(x[:, :2 * n] + g[:, :2 * n]), 2, axis=1)
+            a = jnp.tanh(x[:, 2 * n:] + r * g[:, 2 * n:])
+            h = a + z * (h - a)
+            return h, h
+
+        x = x @ weights["weight_ih_l0"].T + weights["bias_ih_l0"]
+        return jnp.square(jax.lax.scan(cell, jnp.zeros((w.batch, n)), x)[1] - y).mean()
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def update(weights, x, y):
+        loss, g = jax.value_and_grad(loss_of_gru)(weights, x, y)
+        return descend(w, weights, g), loss
+
+    weights = jax.tree.map(jnp.array, w.weights())
+
+    def step(x, y):
+        nonlocal weights
+        weights, loss = update(weights, x, y)
+        return loss
+
+    return case(step, arrays(w.ring()), float)
+
+
 def loss_and_gradients(function, w, argnums):
     step = jax.jit(jax.value_and_grad(function, argnums=argnums))
     return case(step, arrays(w.ring()), lambda r: float(jax.block_until_ready(r)[0]),
@@ -170,4 +201,4 @@ def adam_update(w, form):
 
 
 BUILD = {Circuit: circuit, Net: net, ThreePoints: net, LeNet: lenet, Elementwise: elementwise,
-         CrossEntropy: cross_entropy, AdamUpdate: adam_update}
+         CrossEntropy: cross_entropy, Recurrent: recurrent, AdamUpdate: adam_update}

@@ -8,7 +8,7 @@ import numpy as np
 
 from bench.engines import case, digest
 from bench.gates import GateCall
-from bench.workloads import AdamUpdate, CrossEntropy, Elementwise, LeNet, Net, ThreePoints
+from bench.workloads import AdamUpdate, CrossEntropy, Elementwise, LeNet, Net, Recurrent, ThreePoints
 
 VERSION = np.__version__
 
@@ -193,6 +193,49 @@ def net(w, form, dtype=np.float32):
     return case(lambda x, y: [step(x, y) for _ in range(w.repeats)][-1], ring, float, steps=w.repeats)
 
 
+def recurrent(w, form, dtype=np.float32):
+    """The products of the inputs, and those for the gradients of the weights, are one each for all steps."""
+    n, steps = w.hidden, w.steps
+    names = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
+    wi, wh, bi, bh = parameters = [np.ascontiguousarray(w.weights()[name].T, dtype) for name in names]
+    h = np.zeros((steps + 1, w.batch, n), dtype)
+    gates, recurrent = (np.empty((steps, w.batch, 3 * n), dtype) for _ in range(2))
+    di, dh = np.empty_like(gates), np.empty_like(gates)
+
+    def rows(x):
+        return x.reshape(-1, x.shape[-1])
+
+    def step(x, y):
+        np.dot(rows(x), wi, out=rows(gates))
+        np.add(gates, bi, out=gates)
+        for k, g, before, after in zip(gates, recurrent, h, h[1:], strict=False):
+            np.dot(before, wh, out=g)
+            g += bh
+            k[:, :2 * n] = 1 / (1 + np.exp(-(k[:, :2 * n] + g[:, :2 * n])))
+            k[:, 2 * n:] = np.tanh(k[:, 2 * n:] + k[:, :n] * g[:, 2 * n:])
+            r, z, a = k[:, :n], k[:, n:2 * n], k[:, 2 * n:]
+            np.add(a, z * (before - a), out=after)
+        d = h[1:] - y
+        loss = np.dot(d.ravel(), d.ravel()) / d.size
+        d *= 2 / d.size
+        carry = np.zeros((w.batch, n), dtype)
+        for t in reversed(range(steps)):
+            r, z, a = gates[t, :, :n], gates[t, :, n:2 * n], gates[t, :, 2 * n:]
+            carry += d[t]
+            di[t, :, 2 * n:] = carry * (1 - z) * (1 - a * a)
+            di[t, :, n:2 * n] = carry * (h[t] - a) * z * (1 - z)
+            di[t, :, :n] = di[t, :, 2 * n:] * recurrent[t, :, 2 * n:] * r * (1 - r)
+            dh[t] = di[t]
+            dh[t, :, 2 * n:] *= r
+            carry = carry * z + dh[t] @ wh.T
+        for p, g in zip(parameters, (rows(x).T @ rows(di), rows(h[:-1]).T @ rows(dh), rows(di).sum(0), rows(dh).sum(0)),
+                        strict=True):
+            p -= w.lr * g
+        return loss
+
+    return case(step, [tuple(a.astype(dtype) for a in batch) for batch in w.ring()], float)
+
+
 # --- convolution: windows (N, OH, OW, C, 5, 5) copied to rows, and one product; maps lie channels last
 
 def rows_of(x, side):
@@ -325,4 +368,4 @@ def gate(w, form, dtype=np.float32):
 
 
 BUILD = {Net: net, ThreePoints: net, LeNet: lenet, Elementwise: elementwise, CrossEntropy: cross_entropy,
-         AdamUpdate: adam_update, GateCall: gate}
+         Recurrent: recurrent, AdamUpdate: adam_update, GateCall: gate}

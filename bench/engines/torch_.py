@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from bench.engines import case, digest
-from bench.workloads import AdamUpdate, Circuit, CrossEntropy, Elementwise, LeNet, Net, ThreePoints
+from bench.workloads import AdamUpdate, Circuit, CrossEntropy, Elementwise, LeNet, Net, Recurrent, ThreePoints
 
 VERSION = torch.__version__
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
@@ -70,6 +70,23 @@ def training(model, w, loss_of, compiled):
     return case(step, tensors(w.ring()), lambda loss: loss.item())
 
 
+def recurrent(w, form, compiled=False):
+    if compiled:
+        return None                   # it leaves nn.GRU as it is
+    model = nn.GRU(w.inputs, w.hidden)
+    model.load_state_dict({name: torch.from_numpy(p) for name, p in w.weights().items()})
+    opt = OPTIMIZERS["sgd"](model.parameters(), w)
+
+    def step(x, y):
+        loss = F.mse_loss(model(x)[0], y)
+        opt.zero_grad()
+        loss.backward()
+        opt.step()
+        return loss
+
+    return case(step, tensors(w.ring()), lambda loss: loss.item())
+
+
 def loss_and_gradients(function, w, gradients, compiled, dtype=None):
     """Value and gradients by the first `gradients` arguments."""
     ring = tensors(w.ring(), dtype)
@@ -115,4 +132,4 @@ def adam_update(w, form, compiled=False):
 
 
 BUILD = {Circuit: circuit, Net: net, ThreePoints: net, LeNet: lenet, Elementwise: elementwise,
-         CrossEntropy: cross_entropy, AdamUpdate: adam_update}
+         CrossEntropy: cross_entropy, Recurrent: recurrent, AdamUpdate: adam_update}

@@ -11,6 +11,7 @@ from . import (
     loss,
     normalization,
     random,
+    recurrent,
     reduction,
     shape,
 )
@@ -40,4 +41,4 @@ def _cell(doc):
 
 
 __all__ = ["GATES", "INTERNAL", "activation", "arithmetic", "attention", "convolution", "embedding", "grouped",
-           "linear", "loss", "normalization", "random", "reduction", "shape", "table"]
+           "linear", "loss", "normalization", "random", "recurrent", "reduction", "shape", "table"]

@@ -7,12 +7,15 @@ _OPERATIONS = {"mul_add": 2, "sgd": 4, "momentum": 7, "adam": 15, "nadam": 17, "
 
 
 def flop_of(stage):
-    """2 m n k for a product, an optimizer's formula, else one operation for each element of the largest operand.
+    """2 m n k for a product or those of a scan, an optimizer's formula, else one an element of the largest operand.
 
     A window counts whole, with what lies in the padding.
     """
     if stage.form == "product":
         return stage.outputs[0].size * (2 * stage.inputs[0].shape[-1] + len(stage.inputs) - 2)    # + a bias
+    if stage.form == "scan":
+        w = stage.inputs[2]
+        return 2 * stage.params["steps"] * stage.outputs[0].shape[1] * w.size
     if stage.form == "windows":
         return prod(stage.params["window"].space[:8]) * (1 if stage.name.startswith("max_pool") else 2)
     if stage.form in ("view", "call", "copy", "assign", "take", "place", "join", "convert", "draw"):

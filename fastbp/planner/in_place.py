@@ -9,7 +9,7 @@ def in_place(plan):
         for t in stage.reads:
             last[id(t._root)] = n
     for n, stage in enumerate(plan.stages):
-        if stage.form not in EACH or id(stage.outputs[0]._root) in plan.fixed:
+        if stage.form not in (*EACH, "scan") or id(stage.outputs[0]._root) in plan.fixed:
             continue
         y = stage.outputs[0]
         for x in stage.inputs:

@@ -177,6 +177,7 @@ def _modules(recording, stages):
     names = _Names(recording.calls)
     layers = {}
     for group, y in recording.calls:
+        y = y[0] if isinstance(y, tuple) and y else y    # of a recurrent layer the states behind all steps
         # A scalar is a loss.
         if isinstance(y, Tensor) and y.ndim and steps.get(id(group), 2) <= 1 and id(group) not in outer:
             layers[id(group)] = _Layer(names.of(group), type(group.module).__name__, y,
