@@ -1,4 +1,4 @@
-# Normalization: by statistics that are given, and of rows by their own. The sums are those of reduce.pxi.
+# Normalization: by statistics that are given, and of rows by their own.
 
 # --- by a mean and a scale for each element, or (the forms for single values) for a whole row
 
@@ -15,10 +15,14 @@ cdef inline void standardize(char** p, Py_ssize_t n, const double* c) noexcept n
 cdef inline void standardize_row(char** p, Py_ssize_t n, const double* c) noexcept nogil:
     cdef vec m = splat((<real*> p[2])[0]), b = splat((<real*> p[5])[0])
     cdef vec a = splat((<real*> p[3])[0] * (<real*> p[4])[0])
+    cdef real* y = <real*> p[0]
+    cdef real* x = <real*> p[1]
     cdef Py_ssize_t i = 0
-    while i < n:
-        store(<real*> p[0] + i, (load(<real*> p[1] + i, n - i) - m) * a + b, n - i)
+    while i + LANES <= n:
+        store_all(y + i, (load_all(x + i) - m) * a + b)
         i += LANES
+    if i < n:
+        store_part(y + i, (load_part(x + i, n - i) - m) * a + b, n - i)
 
 
 cdef inline void standardize_grad(char** p, Py_ssize_t n, const double* c) noexcept nogil:
@@ -35,77 +39,42 @@ cdef inline void standardize_grad(char** p, Py_ssize_t n, const double* c) noexc
 cdef inline void standardize_grad_row(char** p, Py_ssize_t n, const double* c) noexcept nogil:
     cdef vec m = splat((<real*> p[3])[0]), a = splat((<real*> p[4])[0])
     cdef vec s = splat((<real*> p[5])[0]), d = splat((<real*> p[6])[0])
+    cdef real* dx = <real*> p[0]
+    cdef real* dy = <real*> p[1]
+    cdef real* x = <real*> p[2]
     cdef Py_ssize_t i = 0
-    while i < n:
-        store(<real*> p[0] + i, load(<real*> p[1] + i, n - i) * a + (load(<real*> p[2] + i, n - i) - m) * s + d, n - i)
+    while i + LANES <= n:
+        store_all(dx + i, load_all(dy + i) * a + (load_all(x + i) - m) * s + d)
         i += LANES
+    if i < n:
+        store_part(dx + i, load_part(dy + i, n - i) * a + (load_part(x + i, n - i) - m) * s + d, n - i)
 
 
 # --- rows of a contiguous matrix: x^ = (x - m) r, m their mean (0 where c[1] is 0), r = 1 / sqrt(mean (x - m)^2 + c[0])
 #
-# In a block of 1,024 element j goes to chain j % 64, of double j % 32, so that a short row has some vectors of chains
-# at once; the chains combine in halves, blocks pairwise.
+# Blocks of 1,024 are summed in four vectors of chains, so that a short row has several at once, and combine pairwise.
 
 cdef enum:
-    CHAINS = 64           # of floats
-    CHAIN_VECTORS = 16    # of 16 bytes
+    CHAINS = 4
 
-cdef inline Py_ssize_t chains() noexcept nogil: return CHAINS * sizeof(float) // sizeof(real)
-cdef inline int abreast() noexcept nogil: return <int> (CHAINS * sizeof(float) // sizeof(vec))
-
-
-cdef inline real fold_chains(vec* a) noexcept nogil:
-    cdef int v, n = abreast()
-    while n > SUM_LANES // LANES:
-        n //= 2
-        for v in range(n):
-            a[v] = a[v] + a[n + v]
-    return fold_lanes(a, fold_sum)
+cdef inline vec term(vec x, vec m, bint squares) noexcept nogil:
+    return (x - m) * (x - m) if squares else x
 
 
-cdef inline const real* rest_of(const real* x, Py_ssize_t n, real* rest, real fill) noexcept nogil:
-    """The last elements of a row, n, fewer than there are chains, with `fill` behind their end."""
-    cdef int u
-    for u in range(abreast()):
-        store_all(rest + u * LANES, splat(fill))
-    memcpy(rest, x, n * sizeof(real))
-    return rest
-
-
-ctypedef const real* (*resting)(const real* x, Py_ssize_t n, real* rest, real fill) noexcept nogil
-ctypedef real (*row_sum)(const real* x, Py_ssize_t n, real m, bint squares) noexcept nogil
-ctypedef void (*row_sums)(real* sums, const real* x, const real* dy, const real* w, Py_ssize_t n, real m) noexcept nogil
-
-cdef extern from "simd.h" nogil:
-    resting outlined_rest "FB_OUTLINED"(resting f)
-    row_sum outlined_sum "FB_OUTLINED"(row_sum f)
-    row_sums outlined_sums "FB_OUTLINED"(row_sums f)
-
-cdef inline const real* chained(const real* x, Py_ssize_t n, real* rest, real fill) noexcept nogil:
-    """The next elements of a row, one for each chain, where n are left: where they lie, or in `rest`."""
-    return x if n >= chains() else outlined_rest(rest_of)(x, n, rest, fill)
-
-
-cdef inline real row_block(const real* x, Py_ssize_t n, real m, bint squares) noexcept nogil:
+cdef inline real row_block(const real* x, Py_ssize_t n, vec m, bint squares) noexcept nogil:
     """The sum of n <= SUM_BLOCK elements x, or of (x - m)^2."""
-    cdef vec a[CHAIN_VECTORS]
-    cdef real rest[CHAINS]
-    cdef const real* p
-    cdef vec d
+    cdef vec a0 = splat(0), a1 = splat(0), a2 = splat(0), a3 = splat(0)
     cdef Py_ssize_t j = 0
-    cdef int u
-    for u in range(abreast()):
-        a[u] = splat(0)
+    while j + CHAINS * LANES <= n:
+        a0 = a0 + term(load_all(x + j), m, squares)
+        a1 = a1 + term(load_all(x + j + LANES), m, squares)
+        a2 = a2 + term(load_all(x + j + 2 * LANES), m, squares)
+        a3 = a3 + term(load_all(x + j + 3 * LANES), m, squares)
+        j += CHAINS * LANES
     while j < n:
-        p = chained(x + j, n - j, rest, m)
-        for u in range(abreast()):
-            d = load_all(p + u * LANES)
-            if squares:
-                d = d - splat(m)
-                d = d * d
-            a[u] = a[u] + d
-        j += chains()
-    return fold_chains(a)
+        a0 = a0 + term(load_or(x + j, n - j, m if squares else splat(0)), m, squares)
+        j += LANES
+    return fold_vector((a0 + a1) + (a2 + a3), fold_sum)
 
 
 cdef inline real sum_of_row(const real* x, Py_ssize_t n, real m, bint squares) noexcept nogil:
@@ -114,7 +83,7 @@ cdef inline real sum_of_row(const real* x, Py_ssize_t n, real m, bint squares) n
     cdef Py_ssize_t j = 0
     cdef int top = 0
     while True:
-        level[top] = row_block(x + j, min(n - j, <Py_ssize_t> SUM_BLOCK), m, squares)
+        level[top] = row_block(x + j, min(n - j, <Py_ssize_t> SUM_BLOCK), splat(m), squares)
         if n <= SUM_BLOCK:
             return level[0]
         top = carry(level, 1, j // SUM_BLOCK, 1, fold_sum)
@@ -124,30 +93,32 @@ cdef inline real sum_of_row(const real* x, Py_ssize_t n, real m, bint squares) n
 
 
 cdef inline void grad_block(real* sums, const real* x, const real* dy, const real* w, Py_ssize_t n,
-                            real m) noexcept nogil:
+                            vec m) noexcept nogil:
     """The sums of n <= SUM_BLOCK elements g = dy w, and of (x - m) g."""
-    cdef vec a[CHAIN_VECTORS]
-    cdef vec b[CHAIN_VECTORS]
-    cdef real rest[3][CHAINS]
-    cdef const real* p
-    cdef const real* up
-    cdef const real* weight
-    cdef vec g
+    cdef vec a0 = splat(0), a1 = splat(0), a2 = splat(0), a3 = splat(0), b0 = splat(0), b1 = splat(0), b2 = splat(0)
+    cdef vec b3 = splat(0), g0, g1, g2, g3
     cdef Py_ssize_t j = 0
-    cdef int u
-    for u in range(abreast()):
-        a[u] = b[u] = splat(0)
+    while j + CHAINS * LANES <= n:
+        g0 = load_all(dy + j) * load_all(w + j)
+        g1 = load_all(dy + j + LANES) * load_all(w + j + LANES)
+        g2 = load_all(dy + j + 2 * LANES) * load_all(w + j + 2 * LANES)
+        g3 = load_all(dy + j + 3 * LANES) * load_all(w + j + 3 * LANES)
+        a0 = a0 + g0
+        a1 = a1 + g1
+        a2 = a2 + g2
+        a3 = a3 + g3
+        b0 = b0 + (load_all(x + j) - m) * g0
+        b1 = b1 + (load_all(x + j + LANES) - m) * g1
+        b2 = b2 + (load_all(x + j + 2 * LANES) - m) * g2
+        b3 = b3 + (load_all(x + j + 3 * LANES) - m) * g3
+        j += CHAINS * LANES
     while j < n:
-        p = chained(x + j, n - j, rest[0], m)
-        up = chained(dy + j, n - j, rest[1], 0)
-        weight = chained(w + j, n - j, rest[2], 0)
-        for u in range(abreast()):
-            g = load_all(up + u * LANES) * load_all(weight + u * LANES)
-            a[u] = a[u] + g
-            b[u] = b[u] + (load_all(p + u * LANES) - splat(m)) * g
-        j += chains()
-    sums[0] = fold_chains(a)
-    sums[1] = fold_chains(b)
+        g0 = load_or(dy + j, n - j, splat(0)) * load_or(w + j, n - j, splat(0))
+        a0 = a0 + g0
+        b0 = b0 + (load_or(x + j, n - j, m) - m) * g0
+        j += LANES
+    sums[0] = fold_vector((a0 + a1) + (a2 + a3), fold_sum)
+    sums[1] = fold_vector((b0 + b1) + (b2 + b3), fold_sum)
 
 
 cdef inline void grad_of_row(real* sums, const real* x, const real* dy, const real* w, Py_ssize_t n,
@@ -157,7 +128,7 @@ cdef inline void grad_of_row(real* sums, const real* x, const real* dy, const re
     cdef Py_ssize_t j = 0
     cdef int top = 0
     while True:
-        grad_block(level[top], x + j, dy + j, w + j, min(n - j, <Py_ssize_t> SUM_BLOCK), m)
+        grad_block(level[top], x + j, dy + j, w + j, min(n - j, <Py_ssize_t> SUM_BLOCK), splat(m))
         j += SUM_BLOCK
         top = carry(level[0], 2, j // SUM_BLOCK - 1, 2, fold_sum)
         if j >= n:
@@ -169,10 +140,21 @@ cdef inline void grad_of_row(real* sums, const real* x, const real* dy, const re
     sums[1] = level[0][1]
 
 
+ctypedef real (*row_sum)(const real* x, Py_ssize_t n, real m) noexcept nogil
+ctypedef void (*row_sums)(real* sums, const real* x, const real* dy, const real* w, Py_ssize_t n, real m) noexcept nogil
+
+cdef extern from "simd.h" nogil:
+    row_sum outlined_sum "FB_OUTLINED"(row_sum f)
+    row_sums outlined_sums "FB_OUTLINED"(row_sums f)
+
+cdef inline real total_of_row(const real* x, Py_ssize_t n, real m) noexcept nogil: return sum_of_row(x, n, 0, False)
+cdef inline real squares_of_row(const real* x, Py_ssize_t n, real m) noexcept nogil: return sum_of_row(x, n, m, True)
+
+
 cdef inline real statistics(const real* x, Py_ssize_t n, const double* c, real* r) noexcept nogil:
     """m of a row; and r."""
-    cdef real m = outlined_sum(sum_of_row)(x, n, 0, False) / <real> n if c[1] else 0
-    r[0] = 1 / first_lane(sqrt(splat(outlined_sum(sum_of_row)(x, n, m, True) / <real> n + <real> c[0])))
+    cdef real m = outlined_sum(total_of_row)(x, n, 0) / <real> n if c[1] else 0
+    r[0] = 1 / first_lane(sqrt(splat(outlined_sum(squares_of_row)(x, n, m) / <real> n + <real> c[0])))
     return m
 
 
@@ -183,14 +165,15 @@ cdef inline void layer_norm(const fb_instruction* i, Py_ssize_t start, Py_ssize_
     cdef const real* w = <const real*> i.p[2]
     cdef const real* b = <const real*> i.p[3]
     cdef real* y
-    cdef real m, r
+    cdef real r
+    cdef vec m
     for row in range(start, stop):
         y = row_of(i, 0, row)
         x = row_of(i, 1, row)
-        m = statistics(x, n, i.c, &r)
+        m = splat(statistics(x, n, i.c, &r))
         j = 0
         while j < n:
-            store(y + j, (load(x + j, n - j) - splat(m)) * splat(r) * load(w + j, n - j) + load(b + j, n - j), n - j)
+            store(y + j, (load(x + j, n - j) - m) * splat(r) * load(w + j, n - j) + load(b + j, n - j), n - j)
             j += LANES
 
 
@@ -204,12 +187,12 @@ cdef inline void rows_back(const fb_instruction* i, Py_ssize_t start, Py_ssize_t
     cdef Py_ssize_t row, j, n = i.shape[1]
     cdef const real* up
     cdef const real* at
-    cdef const real* weight = NULL
-    cdef real* to = NULL
-    cdef real* lane = NULL
-    cdef real m, r, mean = 0, share = 0
+    cdef const real* weight
+    cdef real* to
+    cdef real* lane
+    cdef real m, r
     cdef real sums[2]
-    cdef vec g, d
+    cdef vec mean, share, g
     for row in range(start, stop):
         up = row_of(i, dy, row)
         at = row_of(i, x, row)
@@ -218,22 +201,22 @@ cdef inline void rows_back(const fb_instruction* i, Py_ssize_t start, Py_ssize_t
             to = row_of(i, dx, row)
             weight = row_of(i, w, row)
             outlined_sums(grad_of_row)(sums, at, up, weight, n, m)
-            mean = sums[0] / <real> n if i.c[1] else 0
-            share = sums[1] / <real> n * r * r
+            mean = splat(sums[0] / <real> n if i.c[1] else 0)
+            share = splat(sums[1] / <real> n * r * r)
+            j = 0
+            while j < n:
+                g = load(up + j, n - j) * load(weight + j, n - j)
+                store(to + j, (g - mean - (load(at + j, n - j) - splat(m)) * share) * splat(r), n - j)
+                j += LANES
         if lanes >= 0:
             lane = <real*> i.p[lanes] + (row // SUM_QUARTER * SUM_LANES + row % SUM_LANES) * n
             if row % SUM_QUARTER == 0:
                 memset(lane, 0, SUM_LANES * n * sizeof(real))
-        j = 0
-        while j < n and dx >= 0:
-            g = load(up + j, n - j) * load(weight + j, n - j)
-            store(to + j, (g - splat(mean) - (load(at + j, n - j) - splat(m)) * splat(share)) * splat(r), n - j)
-            j += LANES
-        j = 0
-        while j < n and lanes >= 0:
-            d = (load(at + j, n - j) - splat(m)) * splat(r)
-            store(lane + j, load(lane + j, n - j) + load(up + j, n - j) * d, n - j)
-            j += LANES
+            j = 0
+            while j < n:
+                g = load(up + j, n - j) * ((load(at + j, n - j) - splat(m)) * splat(r))
+                store(lane + j, load(lane + j, n - j) + g, n - j)
+                j += LANES
 
 
 ctypedef void (*going_back)(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop, int dx, int lanes, int dy,

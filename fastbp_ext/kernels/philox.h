@@ -29,8 +29,7 @@ static __attribute__((noinline, unused)) void fb_philox(uint64_t *words, uint64_
         fb_words x[N][4];
         fb_words key0 = (fb_words){0} + (key & UINT32_MAX), key1 = (fb_words){0} + (key >> 32);
         FB_UNROLL for (int i = 0; i < N; i++) {
-            for (int l = 0; l < FB_PHILOX_LANES; l++)
-                x[i][0][l] = line * FB_PHILOX_BLOCKS + first + i * FB_PHILOX_LANES + l;
+            x[i][0] = (fb_words)fb_lane_f64 + (line * FB_PHILOX_BLOCKS + first + i * FB_PHILOX_LANES);
             x[i][1] = x[i][0] >> 32;
             x[i][2] = (fb_words){0} + count;
             x[i][3] = x[i][2] >> 32;
@@ -51,5 +50,23 @@ static __attribute__((noinline, unused)) void fb_philox(uint64_t *words, uint64_
                 *(fb_words *)(words + FB_PHILOX_BLOCKS * w + first + i * FB_PHILOX_LANES) = x[i][w];
     }
 }
+
+typedef int64_t fb_counts __attribute__((vector_size(FB_VECTOR_BYTES), aligned(8), may_alias));
+
+/* to[k] = scale where the lower half of words[k] is `least` or more, else 0. */
+#define FB_FACTORS(S, T, I) \
+    typedef I fb_part_##S __attribute__((vector_size(FB_PHILOX_LANES * sizeof(T)), aligned(sizeof(T)), may_alias)); \
+    FB_INLINE void fb_factors_##S(T *to, const uint64_t *words, int64_t least, T scale) { \
+        I bits; \
+        memcpy(&bits, &scale, sizeof bits); \
+        for (int k = 0; k < FB_PHILOX_WORDS; k += FB_PHILOX_LANES) { \
+            fb_counts kept = (fb_counts)(*(const fb_words *)(words + k) & UINT32_MAX) >= least; \
+            *(fb_part_##S *)(to + k) = __builtin_convertvector(kept, fb_part_##S) & bits; \
+        } \
+    }
+FB_FACTORS(f32, float, int32_t)
+FB_FACTORS(f64, double, int64_t)
+#undef FB_FACTORS
+#define fb_factors(to, words, least, scale) FB_PICK_POINTER(fb_factors, to)(to, words, least, scale)
 
 #endif

@@ -1,11 +1,12 @@
 # Random numbers by a counter: what an element gets is a function of the stream's key and count and of the
 # element's place in C order, whoever computes it and beside what.
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint64_t
 
 cdef extern from "philox.h" nogil:
     enum:
         WORDS "FB_PHILOX_WORDS"
     void philox "fb_philox"(uint64_t* words, uint64_t line, uint64_t key, uint64_t count)
+    void factors "fb_factors"(real* to, const uint64_t* words, int64_t least, real scale)
 
 
 cdef inline void dropout(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
@@ -13,25 +14,20 @@ cdef inline void dropout(const fb_instruction* i, Py_ssize_t start, Py_ssize_t s
     cdef const uint64_t* state = <const uint64_t*> i.p[2]
     cdef real* y = <real*> i.p[0] + (0 if i.tile[0] else start)
     cdef const real* x = <const real*> i.p[1] + (0 if i.tile[1] else start)
-    cdef uint32_t least = <uint32_t> min(i.c[0] * 4294967296.0 + 0.5, 4294967295.0)
+    cdef int64_t least = <int64_t> (i.c[0] * 4294967296.0 + 0.5)
     cdef real scale = 1 / (1 - i.c[0]) if i.c[0] < 1 else 0
     cdef uint64_t words[WORDS]
-    cdef real part[WORDS]
-    cdef real* line
-    cdef Py_ssize_t first, n, k
-    for k in range(WORDS):
-        part[k] = 0
+    cdef real factor[WORDS]
+    cdef Py_ssize_t first, n, j
     while start < stop:
         philox(words, start // WORDS, state[0], state[1])
+        factors(factor, words, least, scale)
         first = start % WORDS
         n = min(WORDS - first, stop - start)
-        line = y if n == WORDS else part    # a part of a line is computed with the whole
-        if n < WORDS or x != y:
-            memcpy(line + first, x, n * sizeof(real))
-        for k in range(WORDS):
-            line[k] = line[k] * (scale if <uint32_t> words[k] >= least else 0)
-        if n < WORDS:
-            memcpy(y, part + first, n * sizeof(real))
+        j = 0
+        while j < n:
+            store(y + j, load(x + j, n - j) * load(factor + first + j, n - j), n - j)
+            j += LANES
         start += n
         y += n
         x += n

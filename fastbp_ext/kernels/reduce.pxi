@@ -35,6 +35,17 @@ cdef inline void fold_into(real* a, const real* x, Py_ssize_t n, fold f) noexcep
         store_part(a + i, f(load_part(a + i, n - i), load_part(x + i, n - i)), n - i)
 
 
+cdef inline real fold_vector(vec v, fold f) noexcept nogil:
+    """The lanes of a vector in one, in halves."""
+    if LANES > 8:
+        v = f(v, down(v, 8))
+    if LANES > 4:
+        v = f(v, down(v, 4))
+    if LANES > 2:
+        v = f(v, down(v, 2))
+    return first_lane(f(v, down(v, 1)))
+
+
 cdef inline real fold_lanes(vec* v, fold f) noexcept nogil:
     """The 16 lanes of a block, in as many vectors as they take, in one; they are overwritten."""
     cdef int n = SUM_LANES // LANES, k
@@ -42,13 +53,7 @@ cdef inline real fold_lanes(vec* v, fold f) noexcept nogil:
         n //= 2
         for k in range(n):
             v[k] = f(v[k], v[k + n])
-    if LANES > 8:
-        v[0] = f(v[0], down(v[0], 8))
-    if LANES > 4:
-        v[0] = f(v[0], down(v[0], 4))
-    if LANES > 2:
-        v[0] = f(v[0], down(v[0], 2))
-    return first_lane(f(v[0], down(v[0], 1)))
+    return fold_vector(v[0], f)
 
 
 cdef inline void fold_quarter(const real* x, Py_ssize_t j, Py_ssize_t n, real identity, fold f,
