@@ -396,7 +396,5 @@ def test_dropout_acts_between_layers_while_training():
     assert same_bits(layer.eval()(x)[0], upper(lower(x)[0])[0]) and not same_bits(layer(x)[0], dropped)
 
 
-
-
 def test_the_gates_are_internal():
     assert {f"{kind.lower()}_{what}" for kind in GATES for what in ("scan", "grad", "states")} <= set(INTERNAL)

@@ -2,8 +2,8 @@
 
 x (T B, gates H) is what enters the gates from outside at all T steps, one product of the inputs and their
 weights; h (B, H) is the state before the first step, w (H, gates H) the weights that read the state, b the
-biases. A scan writes the states and, behind them, what its gates gave (fastbp_ext/kernels/recurrent.pxi has
-the places); the states that layers return are a view of that. The gradient for what a scan wrote is not
+biases. A scan writes the states and, behind them, what its gates gave (fastbp_ext/kernels/scan.pxd has the
+places); the states that layers return are a view of that. The gradient for what a scan wrote is not
 one value for each of it: the walk back gives at once those for all that enters the gates, in the same
 places, and what is left for the weights is one product over all steps. Where a gradient of the gradient may
 follow, the walk back is written out in gates, step by step.
