@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from cases import drawn, philox
 from test_gates import same_bits
-from test_staged import assert_same
+from test_staged import assert_same, training_step
 
 import fastbp as fb
 from fastbp import data, nn, optim
@@ -111,19 +111,6 @@ def net(rng=None, dtype="float32"):
                          nn.Dropout(0.5, rng=rng), nn.Linear(300, 10, rng=init, dtype=dtype))
 
 
-def step_of(model, optimizer=optim.Adam):
-    opt = optimizer(model.parameters(), lr=0.01)
-
-    @fb.staged
-    def step(x, y):
-        loss = fb.cross_entropy(model(x), y)
-        opt.zero_grad()
-        loss.backward()
-        opt.step()
-        return loss
-    return step
-
-
 def values(model):
     return [p.numpy().tobytes() for p in model.parameters()]
 
@@ -137,7 +124,7 @@ def test_training_is_that_of_gate_by_gate(dtype):
     for eager in (False, True):
         fb.manual_seed(3)
         model = net(dtype=dtype)
-        step = step_of(model)
+        step = training_step(model, optim.Adam(model.parameters(), lr=0.01))
         call = step.eager if eager else step
         losses = [call(X[:100], y[:100]).item() for _ in range(3)]
         losses += [step.repeat(4, X[:100], y[:100]).item()] if not eager else [
@@ -161,7 +148,7 @@ def test_threads(number):
         for threads in (1, number):
             fb.set_num_threads(threads)
             model = net(rng=11)
-            step = step_of(model)
+            step = training_step(model, optim.Adam(model.parameters(), lr=0.01))
             losses = [step(X[:500], y[:500]).item() for _ in range(8)]
             found.append((losses, values(model)))
         assert found[0] == found[1]
@@ -284,7 +271,7 @@ def test_the_seed_and_the_state():
 def test_what_is_measured_or_fails_draws_nothing():
     """Profiles, healths and steps that raise within detect_anomaly put the stream back."""
     model = net()
-    step = step_of(model)
+    step = training_step(model, optim.Adam(model.parameters(), lr=0.01))
     X, y = data.load_digits()
     step(X[:64], y[:64])
     before = key()

@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 from test_gates import same_bits
-from test_staged import assert_same
+from test_staged import assert_same, training_step
 
 import fastbp as fb
 from fastbp import nn, optim
@@ -49,16 +49,7 @@ def net(dtype="float32", padding=None):
 
 
 def step_of(model):
-    opt = optim.Adam(model.parameters(), lr=0.05)
-
-    @fb.staged
-    def step(x, y):
-        loss = fb.cross_entropy(model(x), y)
-        opt.zero_grad()
-        loss.backward()
-        opt.step()
-        return loss
-    return step
+    return training_step(model, optim.Adam(model.parameters(), lr=0.05))
 
 
 @pytest.mark.parametrize("padding", [None, 3])

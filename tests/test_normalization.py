@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from cases import normalized
 from test_gates import same_bits
-from test_staged import assert_same
+from test_staged import assert_same, training_step
 
 import fastbp as fb
 from fastbp import nn, optim
@@ -111,15 +111,7 @@ def training(dtype, eager):
     X, y = fb.data.load_digits()
     X, y = X[:130].astype(dtype), y[:130]
     model = conv_like(dtype)
-    opt = optim.Adam(model.parameters(), lr=0.01)
-
-    @fb.staged
-    def step(x, y):
-        loss = fb.cross_entropy(model(x), y)
-        opt.zero_grad()
-        loss.backward()
-        opt.step()
-        return loss
+    step = training_step(model, optim.Adam(model.parameters(), lr=0.01))
 
     call = step.eager if eager else step
     losses = [call(X[:50], y[:50]).item() for _ in range(3)]

@@ -54,13 +54,8 @@ OPTIMIZERS = {
 }
 
 
-def net(optimizer, dtype="float32", sizes=(64, 30, 20), seed=0):
-    rng = np.random.default_rng(seed)
-    a, b, c = sizes
-    model = nn.Sequential(nn.Linear(a, b, rng=rng, dtype=dtype), nn.Tanh(), nn.Linear(b, c, rng=rng, dtype=dtype),
-                          nn.ReLU(), nn.Linear(c, 10, rng=rng, dtype=dtype))
-    opt = OPTIMIZERS[optimizer](model.parameters())
-
+def training_step(model, opt):
+    """A staged step of training on cross-entropy."""
     @fb.staged
     def step(x, y):
         loss = fb.cross_entropy(model(x), y)
@@ -68,8 +63,16 @@ def net(optimizer, dtype="float32", sizes=(64, 30, 20), seed=0):
         loss.backward()
         opt.step()
         return loss
+    return step
 
-    return model, opt, step
+
+def net(optimizer, dtype="float32", sizes=(64, 30, 20), seed=0):
+    rng = np.random.default_rng(seed)
+    a, b, c = sizes
+    model = nn.Sequential(nn.Linear(a, b, rng=rng, dtype=dtype), nn.Tanh(), nn.Linear(b, c, rng=rng, dtype=dtype),
+                          nn.ReLU(), nn.Linear(c, 10, rng=rng, dtype=dtype))
+    opt = OPTIMIZERS[optimizer](model.parameters())
+    return model, opt, training_step(model, opt)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
