@@ -50,10 +50,6 @@ def _convolved(window):
     return window.map, {"window": window, "units": window.space[3] * window.space[0]}
 
 
-def _input_vjp(g, dx, dy, w, window, units):
-    return convolve(contiguous(g), w, window)
-
-
 _CONVOLVE = [
     lambda dy, y, x, w, *bias, window, units: convolve_input(contiguous(dy), w, window),
     lambda dy, y, x, w, *bias, window, units: convolve_weight(contiguous(dy), x, window)]
@@ -73,7 +69,8 @@ def convolve_bias(x, w, b, window):
 
 
 @gate("windows", kernel="convolve_input", public=False, vjp=[
-    _input_vjp, lambda g, dx, dy, w, window, units: convolve_weight(dy, contiguous(g), window)])
+    lambda g, dx, dy, w, window, units: convolve(contiguous(g), w, window),
+    lambda g, dx, dy, w, window, units: convolve_weight(dy, contiguous(g), window)])
 def convolve_input(dy, w, window):
     """dx[c, ...] = the sum over o, k, j of dy[o, ...] w[o, c, k, j], where y read x"""
     return window.source, {"window": window, "units": window.space[3] * window.space[8]}

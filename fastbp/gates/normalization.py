@@ -7,7 +7,7 @@ from fastbp_ext.gate import Joint, tensors_of
 from fastbp_ext.tensor import from_numpy, no_grad
 
 from .arithmetic import sqrt, square
-from .reduction import mean, sum
+from .reduction import LANES, QUARTER, mean, sum
 from .row import composite, elementwise, gate
 from .shape import broadcast_to, contiguous, expand_dims, memory_order, reshape, size_of, take, transpose
 
@@ -202,15 +202,15 @@ def _ones(x):
 def _rows_of_lanes(u, x):
     """For each row of x that of u (quarters, 16, n) to which it adds."""
     rows = np.arange(x.shape[0])
-    return take(reshape(u, -1, x.shape[1]), from_numpy(rows // 256 * 16 + rows % 16), axis=0)
+    return take(reshape(u, -1, x.shape[1]), from_numpy(rows // QUARTER * LANES + rows % LANES), axis=0)
 
 
 @gate("rows", kernel="layer_norm_lanes", public=False, constants=["eps", "center"], vjp=[
     lambda u, y, dy, x, eps, center: _rows_of_lanes(u, x) * layer_norm_rows(x, _ones(x), _ones(x) * 0, eps, center),
     lambda u, y, dy, x, eps, center: layer_norm_grad(_rows_of_lanes(u, x) * dy, x, _ones(x), eps, center)])
 def layer_norm_lanes(dy, x, eps, center):
-    """y = sums of rows of dy x^, by 256 rows each and there every 16th: the first step of a sum over rows"""
-    return (-(-x.shape[0] // 256), 16, x.shape[1]), {"eps": eps, "center": center}
+    """y = sums of rows of dy x^, by QUARTER rows each and there every LANES-th: the first step of a sum over rows"""
+    return (-(-x.shape[0] // QUARTER), LANES, x.shape[1]), {"eps": eps, "center": center}
 
 
 layer_norm_lanes.joint = Joint(layer_norm_grad, "layer_norm_both", lambda dy, x: (dy, x))

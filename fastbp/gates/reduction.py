@@ -6,6 +6,8 @@ from .arithmetic import as_floats, eq, exp, sqrt, square, where
 from .row import composite, gate, reduction
 from .shape import all_axes, broadcast_to, contiguous, expand_dims, one_axis, reshape, size_of, transpose
 
+QUARTER, LANES = 256, 16    # a sum over rows adds up so many, in so many sums (fastbp_ext/kernels/reduce.pxi)
+
 
 def _restored(dy, axes, keepdims):
     """dy with the reduced dimensions back, of size 1."""

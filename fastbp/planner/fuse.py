@@ -4,6 +4,7 @@ Elementwise stages of one size do, and so do those behind a matrix product: they
 its rows while that is in the cache: the activation of a layer, whose bias the product adds itself, the
 mask of a gradient, or the update of the weights.
 """
+from fastbp.gates.reduction import LANES, QUARTER
 from fastbp.planner.arena import TILE, group_ends, lives
 from fastbp.planner.plan import EACH, Group, Memories, Stage
 from fastbp_ext.gate import Columns, Combine
@@ -14,7 +15,6 @@ PARTIAL = ("blocks", "columns")    # the first step of a reduction: it reads the
 _SMALL = 4 * TILE     # elements: such values lie in the L1 cache as they are
 _ROWS = 48            # of a strip: as fast as the whole product, and its result stays in the caches
 _STRIPS = 4           # at least
-_QUARTER, _LANES = 256, 16    # a sum over rows adds up so many, in so many sums (fastbp_ext/kernels/reduce.pxi)
 _WHOLE = 768          # rows: whole strips and whole quarters
 _SHARES = 4           # of whole quarters, at least
 _LARGE = 1 << 16      # elements: smaller results stay in the L2 cache whole
@@ -121,7 +121,7 @@ def _is_sum_of_rows(group, stage):
 def _first_step(stage):
     """The first step of a sum over rows, made a stage; the stage becomes the second."""
     x, rows = stage.inputs[0], stage.inputs[0].shape[0]
-    lanes = abstract_tensor((-(-rows // _QUARTER), _LANES, x.shape[1]), x.dtype)
+    lanes = abstract_tensor((-(-rows // QUARTER), LANES, x.shape[1]), x.dtype)
     first = Stage.made(Columns(stage.what), (lanes,), (x,), stage.undoes)
     stage.what, stage.inputs = Combine(stage.what, rows if stage.what.averages else 1.0), (lanes,)
     return first

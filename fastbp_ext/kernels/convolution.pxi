@@ -185,14 +185,6 @@ cdef inline void run_columns(fb_tile* t, Py_ssize_t rows, Py_ssize_t n, bint add
         left -= v
 
 
-cdef inline void add_to_all(real* y, Py_ssize_t n, real b) noexcept nogil:
-    """y += b"""
-    cdef Py_ssize_t j = 0
-    while j < n:
-        store(y + j, load(y + j, n - j) + splat(b), n - j)
-        j += LANES
-
-
 cdef inline bint is_broken(const fb_instruction* i, Py_ssize_t wide, bint back) noexcept nogil:
     """Whether a row of a batch of less than a vector is more than one run of pixels with the same taps."""
     cdef taps first, t
@@ -207,19 +199,11 @@ cdef inline bint is_broken(const fb_instruction* i, Py_ssize_t wide, bint back) 
     return False
 
 
-cdef inline void copy_some(real* y, const real* x, Py_ssize_t n) noexcept nogil:
-    while n > 0:
-        store(y, load(x, n), n)
-        x += LANES
-        y += LANES
-        n -= LANES
-
-
 cdef inline void run_packed(const fb_instruction* i, fb_tile* t, const Py_ssize_t* jumps, Py_ssize_t rows, char* y,
                             const char* x, Py_ssize_t wide, bint back, bint add) noexcept nogil:
     """A row whose runs are short, a few vectors at a time: what all taps read is copied, zeros from outside the map."""
     cdef:
-        Py_ssize_t n = i.shape[BATCH], taps = i.shape[KERNEL_H + 1], at_once = 3 * LANES // n
+        Py_ssize_t n = i.shape[BATCH], width = i.shape[KERNEL_H + 1], at_once = 3 * LANES // n
         Py_ssize_t column = 0, pixels, pitch, k, piece, w, e, low, high
         Py_ssize_t own[2 * FB_BLOCK]
         Py_ssize_t places[3 * LANES + 1]
@@ -229,12 +213,12 @@ cdef inline void run_packed(const fb_instruction* i, fb_tile* t, const Py_ssize_
         real* to
         const real* source
     t.jumps = own
-    t.k = taps
+    t.k = width
     t.a_k = sizeof(real)
     while column < wide:
         pixels = min(at_once, wide - column)
         pitch = (pixels * n + LANES - 1) // LANES * LANES
-        for k in range(taps):
+        for k in range(width):
             low = high = pixels    # the end of the places, where there is none inside
             places[pixels] = 0
             together = True    # what is inside the map lies side by side
@@ -246,20 +230,20 @@ cdef inline void run_packed(const fb_instruction* i, fb_tile* t, const Py_ssize_
                     low = w
             for piece in range(t.pieces):
                 source = <const real*>(x + jumps[2 * piece + 1])
-                to = scratch + (piece * taps + k) * pitch
+                to = scratch + (piece * width + k) * pitch
                 e = 0
                 while e < pitch:
                     store_all(to + e, splat(0))
                     e += LANES
                 if together:
-                    copy_some(to + low * n, source + places[low] * n, (high - low) * n)
+                    memcpy(to + low * n, source + places[low] * n, (high - low) * n * sizeof(real))
                     continue
                 for w in range(low, high):
                     for e in range(n if places[w] >= 0 else 0):
                         to[w * n + e] = source[places[w] * n + e]
         for piece in range(t.pieces):
             own[2 * piece] = jumps[2 * piece]
-            own[2 * piece + 1] = piece * taps * pitch * <Py_ssize_t>sizeof(real)
+            own[2 * piece + 1] = piece * width * pitch * <Py_ssize_t>sizeof(real)
         t.b = <const char*>scratch
         t.b_k = pitch * sizeof(real)
         t.c = y + column * n * <Py_ssize_t>sizeof(real)
@@ -279,6 +263,7 @@ cdef inline void run_windows(const fb_instruction* i, Py_ssize_t start, Py_ssize
         Py_ssize_t w_row = filter if back else kernels, w_depth = kernels if back else filter
         Py_ssize_t at_once = max(FB_BLOCK // kernel_w, <Py_ssize_t>1)    # rows of windows in a block of the sum
         Py_ssize_t jumps[2 * FB_BLOCK]
+        char* operands[3]
         Py_ssize_t unit, group, done, last, c, j, at, place, column, run
         bint packs = is_broken(i, i.shape[to + 1], back)
         taps th, tw, ahead
@@ -333,7 +318,9 @@ cdef inline void run_windows(const fb_instruction* i, Py_ssize_t start, Py_ssize
             done = last
         if i.operands > 3:
             for j in range(rows):
-                add_to_all(<real*>(y + j * t.c_row), wide * n, (<const real*>i.p[3])[group * rows + j])
+                operands[0] = operands[1] = y + j * t.c_row
+                operands[2] = i.p[3] + (group * rows + j) * size
+                add_2(operands, wide * n, NULL)
 
 
 cdef inline void convolve(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
