@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 from cases import pair, windows
 from test_gates import direction_check, same_bits, tensors
+from test_staged import flat
 from test_threads import in_threads
 
 import fastbp as fb
@@ -198,9 +199,74 @@ def test_max_pool_nan_ties_and_infinities():
 
 
 def test_a_window_that_sees_only_padding():
-    y = F.max_pool2d(fb.ones(1, 1, 1, 5, requires_grad=True), 2, stride=3, padding=1, dilation=2)
+    y = F.max_pool2d(x := fb.ones(1, 1, 1, 5, requires_grad=True), 2, stride=3, padding=1, dilation=2)
     assert (y.numpy() == -np.inf).all()
     y.sum().backward()
+    f = fb.staged(lambda x: F.max_pool2d(fb.relu(x * 2.0), 2, stride=3, padding=1, dilation=2))
+    assert (f(x).numpy() == -np.inf).all() and "in (" in str(f.stages())
+
+
+EDGES = [-np.inf, -1, -0.0, 0, 0, 1, 1, 2, np.inf, np.nan]
+
+
+@pytest.mark.parametrize("options", [{}, {"stride": 1}, {"stride": 1, "padding": 1}, {"dilation": 3, "padding": 1},
+                                     {"stride": 3}, {"stride": 2, "ceil_mode": True}])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_relu_in_a_max_pool_has_the_bits_of_both(dtype, options, monkeypatch):
+    """Ties, zeros of both signs, NaN and infinities in the windows and in the gradients; windows that overlap."""
+    rng = np.random.default_rng(len(options))
+    x = rng.choice(EDGES[:9], (3, 7, 6, 5), p=[0.2, 0.2, 0.2, *[0.4 / 6] * 6]).astype(dtype)    # batch last
+    x[:, 3, 3, 0] = np.nan
+    dy = rng.choice(EDGES, F.max_pool2d(x.transpose(3, 0, 1, 2), 2, **options).shape).astype(dtype)
+
+    def both(x):
+        y = F.max_pool2d(fb.relu(x.transpose(3, 0, 1, 2) * 2.0), 2, **options)
+        return (y * dy).sum(), y
+
+    f, plain = [fb.staged(fb.value_and_grad(both, has_aux=True)) for _ in range(2)]
+    (_, y), dx = f(x)
+    assert all(same_bits(a, b) for a, b in zip((y, dx), (f.eager(x)[0][1], f.eager(x)[1]), strict=True))
+    monkeypatch.setenv("FASTBP_PASSES_OFF", "pool_relu")
+    assert same_bits(plain(x)[0][1], y) and same_bits(plain(x)[1], dx)
+    for staged, inside in ((f, True), (plain, False)):
+        assert ["in (" in line for line in str(staged.stages()).splitlines() if "relu(" in line] == [inside]
+    assert all(found.any() for found in (y.numpy() == 0, y.numpy() == np.inf, np.isnan(y.numpy())))
+
+
+KEPT = fb.from_numpy(images(2, 6, 7, 4, seed=3))
+
+
+def halved(x):
+    """The ReLU's input changes before the pool."""
+    y = fb.relu(KEPT.transpose(3, 0, 1, 2))
+    KEPT.copy_(KEPT * 0.5)
+    return F.max_pool2d(y, 2), x.mean()
+
+
+def spread(x):
+    """The ReLU's input repeats its elements, its result does not."""
+    y = fb.relu(fb.broadcast_to(x.transpose(1, 2, 3, 0)[..., :1], (2, 6, 7, 5)))
+    return (F.max_pool2d(y.transpose(3, 0, 1, 2), 2),)
+
+
+@pytest.mark.parametrize("f", [
+    lambda x: (F.max_pool2d(y := fb.relu(x * 2.0), 2), y), lambda x: (F.max_pool2d(fb.relu(x), 2),), halved, spread,
+    lambda x: (F.max_pool2d(y := fb.relu(x * 2.0), 2), y.mean()),
+    lambda x: (F.max_pool2d(y := fb.relu(x * 2.0), 2), F.max_pool2d(y, 3)),
+    lambda x: (F.max_pool2d(fb.transpose(fb.relu(x * 2.0), (0, 1, 3, 2)), 2),)])
+def test_a_relu_that_others_need_has_the_bits_of_both(f):
+    """Also where what it is of is seen outside; maps lie batch last, as a convolution's do."""
+    def loss(x):
+        results = f(x.transpose(3, 0, 1, 2))
+        return sum(y.sum() for y in results), results
+
+    x, kept = images(2, 6, 7, 4), KEPT.numpy().copy()
+    for g in (fb.value_and_grad(loss, has_aux=True), lambda x: loss(x)[1]):
+        staged, found = fb.staged(g), []
+        for run in (staged, staged.eager):
+            KEPT.copy_(kept)
+            found.append(run(x))
+        assert all(same_bits(y, z) for y, z in zip(*map(flat, found), strict=True))
 
 
 def test_nan_stays_in_its_windows():

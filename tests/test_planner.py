@@ -9,6 +9,7 @@ from test_staged import OPTIMIZERS, assert_same, flat, net
 
 import fastbp as fb
 from fastbp import data, nn, optim
+from fastbp.nn import functional as F
 from fastbp.planner import PASSES
 from fastbp.planner.verify import verify
 
@@ -73,6 +74,13 @@ WEIGHTS = fb.zeros((20, 6), requires_grad=True), fb.zeros((6,), requires_grad=Tr
 DESCENT = optim.SGD(WEIGHTS, lr=0.1)
 
 
+def pooled(x):
+    """pool_relu: the ReLU between a convolution and a max pool is in the pool, and its mask in the pool's gradient."""
+    def f(x):
+        return F.max_pool2d(fb.relu(F.conv2d(x.reshape(3, 1, 4, 5), fb.ones((2, 1, 1, 2)))), 2).sum()
+    return fb.value_and_grad(f)(x)
+
+
 def updated(x):
     """advance: an update waits for its gradient and for the last reader of the old values, not for the other."""
     a, b = WEIGHTS
@@ -105,7 +113,7 @@ def chains(x):
 
 
 PROGRAMS = {"dead": unused, "constant": constants, "same": repeated, "fold": reshaped, "join": classified,
-            "multiply_add": layered, "advance": updated, "split": total, "postpone": between,
+            "multiply_add": layered, "pool_relu": pooled, "advance": updated, "split": total, "postpone": between,
             "in_place": overwritten, "fuse": chains}
 
 

@@ -22,10 +22,11 @@ class Window(NamedTuple):
     """How a window slides.
 
     space: OH, OW, N, groups, outputs and inputs of a group, KH, KW, H, W. geometry: stride, padding
-    before, dilation, each for rows and columns.
+    before, dilation, each for rows and columns. relu: whether a max pool is of max(0, x).
     """
     space: tuple
     geometry: tuple
+    relu: bool = False    # by the planner
 
     @property
     def map(self):

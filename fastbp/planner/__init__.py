@@ -15,14 +15,15 @@ from fastbp.planner.in_place import in_place
 from fastbp.planner.join import join
 from fastbp.planner.multiply_add import multiply_add
 from fastbp.planner.plan import Plan
+from fastbp.planner.pool_relu import pool_relu
 from fastbp.planner.postpone import postpone
 from fastbp.planner.same import same
 from fastbp.planner.split import split
 from fastbp.planner.verify import verify
 
 PASSES = {"dead": dead, "constant": constant, "same": same, "fold": fold, "join": join,
-          "multiply_add": multiply_add, "advance": advance, "split": split, "postpone": postpone,
-          "in_place": in_place, "fuse": fuse}
+          "multiply_add": multiply_add, "pool_relu": pool_relu, "advance": advance, "split": split,
+          "postpone": postpone, "in_place": in_place, "fuse": fuse}
 
 
 def plan(recording):

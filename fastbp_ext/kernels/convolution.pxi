@@ -11,7 +11,7 @@
 # short rows are packed, what lies outside counts as zeros: the same sum.)
 #
 # Space: OH, OW, N, groups, O / groups, C / groups, KH, KW, H, W. The last operand's strides hold the
-# geometry: stride, padding, dilation, each for rows and columns.
+# geometry: stride, padding, dilation, each for rows and columns; and whether a max pool takes in a ReLU.
 
 cdef extern from "tile.h" nogil:
     ctypedef struct fb_dots:
@@ -44,6 +44,7 @@ cdef enum:
     STRIDE = 0     # places in the geometry; columns follow rows
     PADDING = 2
     DILATION = 4
+    RELU = 6
 
 
 # What a window finds along one axis: `count` taps first, first + step, ... that read start, start + move, ...
@@ -75,9 +76,18 @@ cdef inline Py_ssize_t place_of(const fb_instruction* i, int axis, Py_ssize_t at
 cdef inline taps find_taps(const fb_instruction* i, int axis, Py_ssize_t at, bint back) noexcept nogil:
     """The taps of place `at` of y that read x; or (back) those by which place `at` of x was read, and from where."""
     cdef:
-        Py_ssize_t k, place
+        const Py_ssize_t* g = geometry_of(i) + axis
+        Py_ssize_t k, place, last, size = i.shape[(MAP_H if back else SOURCE_H) + axis]
         taps t
-    t.first = t.step = t.count = t.start = t.move = 0
+    t.first = 0
+    t.step = 1
+    t.count = i.shape[KERNEL_H + axis]
+    t.start = at + g[PADDING] if back else at * g[STRIDE] - g[PADDING]
+    t.move = -g[DILATION] if back else g[DILATION]
+    last = t.start + (t.count - 1) * t.move
+    if (g[STRIDE] == 1 or not back) and 0 <= min(t.start, last) and max(t.start, last) < size:
+        return t    # the whole window lies inside
+    t.step = t.count = t.start = t.move = 0
     for k in range(i.shape[KERNEL_H + axis]):
         place = place_of(i, axis, at, k, back)
         if place >= 0:
@@ -127,8 +137,8 @@ cdef inline void narrow_rows(const fb_tile* t, Py_ssize_t rows) noexcept nogil:
         vec acc[4]
     while r < rows:
         some = min(rows - r, <Py_ssize_t>4)
-        for e in range(4):
-            acc[e] = splat(0)
+        for e in range(some):
+            acc[e] = splat((<const real*>(t.begin + (r + e) * t.begin_row))[0])
         for piece in range(t.pieces):
             a = t.a + t.jumps[2 * piece] + r * t.a_row
             b = t.b + t.jumps[2 * piece + 1]
@@ -175,10 +185,12 @@ cdef inline void run_columns(fb_tile* t, Py_ssize_t rows, Py_ssize_t n, bint add
                 tile_of(<const real*>t.c, height, v)(t)
                 t.a += height * t.a_row
                 t.c += height * t.c_row
+                t.begin += height * t.begin_row
                 if add:
                     t.add = t.c
             t.a = a
             t.c -= rows * t.c_row
+            t.begin -= rows * t.begin_row
         t.b += v * LANES * size
         t.c += v * LANES * size
         n -= v * LANES
@@ -263,7 +275,6 @@ cdef inline void run_windows(const fb_instruction* i, Py_ssize_t start, Py_ssize
         Py_ssize_t w_row = filter if back else kernels, w_depth = kernels if back else filter
         Py_ssize_t at_once = max(FB_BLOCK // kernel_w, <Py_ssize_t>1)    # rows of windows in a block of the sum
         Py_ssize_t jumps[2 * FB_BLOCK]
-        char* operands[3]
         Py_ssize_t unit, group, done, last, c, j, at, place, column, run
         bint packs = is_broken(i, i.shape[to + 1], back)
         taps th, tw, ahead
@@ -279,6 +290,10 @@ cdef inline void run_windows(const fb_instruction* i, Py_ssize_t start, Py_ssize
         x = i.p[1] + group * depth * pixels * n * size
         w = i.p[2] + group * i.shape[OUTS] * kernels
         th = taps_of(i, 0, unit % high, back)
+        begin_whole(&t)
+        if i.operands > 3:
+            t.begin = i.p[3] + group * rows * size
+            t.begin_row = size
         done = 0
         while done == 0 or done < depth * kernel_h:
             last = min(done + at_once, depth * kernel_h)
@@ -292,12 +307,11 @@ cdef inline void run_windows(const fb_instruction* i, Py_ssize_t start, Py_ssize
                         jumps[2 * t.pieces] = c * w_depth + place * kernel_w * size
                         jumps[2 * t.pieces + 1] = at * n * size
                         t.pieces += 1
+            column = 0
             if packs:
                 t.a = w
                 run_packed(i, &t, jumps, rows, y, x, wide, back, done > 0)
-                done = last
-                continue
-            column = 0
+                column = wide
             ahead = taps_of(i, 1, 0, back)
             while column < wide:
                 tw = ahead
@@ -315,19 +329,15 @@ cdef inline void run_windows(const fb_instruction* i, Py_ssize_t start, Py_ssize
                 t.c = y + column * n * size
                 run_columns(&t, rows, run * n, done > 0)
                 column += run
+            begin_whole(&t)    # the bias is in the first block's chains
             done = last
-        if i.operands > 3:
-            for j in range(rows):
-                operands[0] = operands[1] = y + j * t.c_row
-                operands[2] = i.p[3] + (group * rows + j) * size
-                add_2(operands, wide * n, NULL)
 
 
 cdef inline void convolve(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
     """y[o, h, w, n] = the sum over c and the window's rows and columns k, j of
     x[c, sh h - ph + dh k, sw w - pw + dw j, n] w[o, c, k, j].
 
-    p: y, x, w and, where there is one, a bias of each o, which is added last.
+    p: y, x, w and, where there is one, a bias of each o, with which the sums begin.
     """
     outlined_sliding(run_windows)(i, start, stop, False)
 
@@ -446,46 +456,60 @@ cdef inline real* pixel(const fb_instruction* i, int operand, int map, Py_ssize_
 
 
 cdef inline void max_pool(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
-    """y = the largest element of each window; NaN where one is. A unit is a row of y; p: y, x."""
+    """y = the largest element of each window (RELU: of max(0, x)); NaN where one is. A unit is a row of y; p: y, x."""
     cdef:
-        Py_ssize_t n = i.shape[BATCH], unit, column, c, a, b, at, place
+        Py_ssize_t n = i.shape[BATCH], down, across, unit, column, c, a, b, at
         taps th, tw
         const real* x
+        const real* row
+        const real* tap
         real* y
-        vec most
+        vec most, least = splat(0 if geometry_of(i)[RELU] else -INFINITY)
     for unit in range(start, stop):
         c = unit // i.shape[MAP_H]
         th = taps_of(i, 0, unit % i.shape[MAP_H], False)
+        down = th.move * i.shape[SOURCE_H + 1] * n
         for column in range(i.shape[MAP_H + 1]):
             tw = taps_of(i, 1, column, False)
+            across = tw.move * n
             y = pixel(i, 0, MAP_H, c, unit % i.shape[MAP_H], column)
             x = pixel(i, 1, SOURCE_H, c, th.start, tw.start)
             at = 0
             while at < n:
                 most = splat(-INFINITY)
+                row = x + at
                 for a in range(th.count):
+                    tap = row
                     for b in range(tw.count):
-                        place = (a * th.move * i.shape[SOURCE_H + 1] + b * tw.move) * n + at
-                        most = vmax(most, load(x + place, n - at))
+                        most = vmax(most, atleast(load(tap, n - at), least))    # ReLU keeps the sign of a zero
+                        tap += across
+                    row += down
                 store(y + at, most, n - at)
                 at += LANES
 
 
-cdef inline vec where_chosen(vec x, vec y, vec a, vec b) noexcept nogil:
-    """a where x is the window's largest element y, or NaN; else b."""
-    return select(eq(x, y), a, select(ne(x, x), a, b))
+cdef inline mask is_chosen(vec x, vec y) noexcept nogil:
+    """Where x is the window's largest element y, or NaN."""
+    return eq(x, y) | ne(x, x)
 
 
 cdef inline void max_pool_input(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
-    """dx = dy at the first largest element of each window, else 0. A unit is a channel; p: dx, dy, x, y."""
+    """dx = dy at the first largest element of each window (RELU: that is above 0), else 0.
+
+    A unit is a channel; p: dx, dy, x, y.
+    """
     cdef:
         const Py_ssize_t* g = geometry_of(i)
-        Py_ssize_t n = i.shape[BATCH], c, row, column, a, b, at, place
+        Py_ssize_t n = i.shape[BATCH], down, across, c, row, column, a, b, at, place, tap
         bint apart = True, covered = True    # no two windows share an element; every element is in one
         int axis
         taps th, tw
-        vec left, x, y, zero = splat(0)
+        vec left, most, found, zero = splat(0)
+        mask chosen
         real* dx
+        const real* x
+        const real* dy
+        const real* y
     for axis in range(2):
         apart = apart and g[STRIDE + axis] > (i.shape[KERNEL_H + axis] - 1) * g[DILATION + axis]
         covered = (covered and g[PADDING + axis] == 0 and g[STRIDE + axis] == i.shape[KERNEL_H + axis]
@@ -495,22 +519,32 @@ cdef inline void max_pool_input(const fb_instruction* i, Py_ssize_t start, Py_ss
             memset(pixel(i, 0, SOURCE_H, c, 0, 0), 0, i.shape[SOURCE_H] * i.shape[SOURCE_H + 1] * n * sizeof(real))
         for row in range(i.shape[MAP_H]):
             th = taps_of(i, 0, row, False)
+            down = th.move * i.shape[SOURCE_H + 1] * n
             for column in range(i.shape[MAP_H + 1]):
                 tw = taps_of(i, 1, column, False)
+                across = tw.move * n
+                dx = pixel(i, 0, SOURCE_H, c, th.start, tw.start)
+                dy = pixel(i, 1, MAP_H, c, row, column)
+                x = pixel(i, 2, SOURCE_H, c, th.start, tw.start)
+                y = pixel(i, 3, MAP_H, c, row, column)
                 at = 0
                 while at < n:
-                    left = load(pixel(i, 1, MAP_H, c, row, column) + at, n - at)
-                    y = load(pixel(i, 3, MAP_H, c, row, column) + at, n - at)
+                    left = load(dy + at, n - at)
+                    most = load(y + at, n - at)
+                    if g[RELU]:
+                        left = select(le(most, zero), zero, left)
+                    place = at
                     for a in range(th.count):
+                        tap = place
                         for b in range(tw.count):
-                            place = (a * th.move * i.shape[SOURCE_H + 1] + b * tw.move) * n + at
-                            dx = pixel(i, 0, SOURCE_H, c, th.start, tw.start) + place
-                            x = load(pixel(i, 2, SOURCE_H, c, th.start, tw.start) + place, n - at)
-                            if apart:
-                                store(dx, where_chosen(x, y, left, zero), n - at)
-                            else:
-                                store(dx, load(dx, n - at) + where_chosen(x, y, left, zero), n - at)
-                            left = where_chosen(x, y, zero, left)
+                            chosen = is_chosen(load(x + tap, n - at), most)
+                            found = select(chosen, left, zero)
+                            if not apart:
+                                found = load(dx + tap, n - at) + found
+                            store(dx + tap, found, n - at)
+                            left = select(chosen, zero, left)
+                            tap += across
+                        place += down
                     at += LANES
 
 
@@ -535,7 +569,7 @@ cdef inline void max_pool_pick(const fb_instruction* i, Py_ssize_t start, Py_ssi
                         place = (a * th.move * i.shape[SOURCE_H + 1] + b * tw.move) * n + at
                         x = load(pixel(i, 2, SOURCE_H, c, th.start, tw.start) + place, n - at)
                         wanted = load(pixel(i, 1, SOURCE_H, c, th.start, tw.start) + place, n - at)
-                        found = where_chosen(x, y, wanted, found)
+                        found = select(is_chosen(x, y), wanted, found)
                 store(pixel(i, 0, MAP_H, c, row, column) + at, found, n - at)
                 at += LANES
 

@@ -27,6 +27,8 @@ cdef extern from "tile.h" nogil:
         Py_ssize_t add_row
         const Py_ssize_t* jumps
         Py_ssize_t pieces
+        const char* begin
+        Py_ssize_t begin_row
 
     const Py_ssize_t* FB_WHOLE "fb_whole"
     enum:
@@ -221,6 +223,14 @@ cdef inline void run_panel(const product* p, fb_tile* t, Py_ssize_t rows, Py_ssi
         r += some
 
 
+cdef inline void begin_whole(fb_tile* t) noexcept nogil:
+    """k is one piece, and chains begin with 0."""
+    t.jumps = FB_WHOLE
+    t.pieces = 1
+    t.begin = <const char*>FB_WHOLE
+    t.begin_row = 0
+
+
 cdef inline void multiply_row(const product* p) noexcept nogil:
     """A product of one row: nothing is copied, B is read once."""
     cdef:
@@ -231,8 +241,7 @@ cdef inline void multiply_row(const product* p) noexcept nogil:
         bint few = not transposed or 4 * LANES * max(p.b_column, -p.b_column) <= FB_L1
         Py_ssize_t block = block_of(p.k), left = (p.n + LANES - 1) // LANES, done = 0, v, width, j
         const char* bias
-    t.jumps = FB_WHOLE
-    t.pieces = 1
+    begin_whole(&t)
     t.a_row = t.c_row = 0
     t.a_k = p.a_k
     t.b_k = p.b_k
@@ -273,8 +282,7 @@ cdef inline void multiply(const product* p) noexcept nogil:
     if p.m == 1 and (transposed or FB_MASKED or p.n % LANES == 0):
         multiply_row(p)
         return
-    t.jumps = FB_WHOLE
-    t.pieces = 1
+    begin_whole(&t)
     t.a_row = p.a_row
     t.a_k = p.a_k
     if p.m > FB_ROWS_3 and (p.k <= FB_SHORT or FB_ROWS_3 < 8 and p.a_row == size):
@@ -330,8 +338,7 @@ cdef inline void multiply(const product* p) noexcept nogil:
 cdef inline void multiply_tile(const product* p, Py_ssize_t vectors) noexcept nogil:
     """A product that is one tile."""
     cdef fb_tile t
-    t.jumps = FB_WHOLE
-    t.pieces = 1
+    begin_whole(&t)
     t.a = p.a
     t.b = p.b
     t.c = p.c

@@ -3,8 +3,8 @@
    of one row over a transposed B, and the transposing pack.
 
    The order of every sum is here: an element of a tile is the chain
-   fma(a, b, ... fma(a, b, 0)) over ascending k, whatever R, V and the lane. k comes in one
-   piece, or, in a convolution, in pieces: a row of a window each. */
+   fma(a, b, ... fma(a, b, 0)) over ascending k, whatever R, V and the lane. In a convolution it
+   begins with the bias of its row, and k comes in pieces: a row of a window each. */
 #ifndef FASTBP_TILE_H
 #define FASTBP_TILE_H
 
@@ -25,11 +25,14 @@ typedef struct {
     Py_ssize_t a_row, a_k, b_k, b_column, c_row, k, last, rows;
     const char *add;    /* what the sums are added to: C itself, of earlier blocks; a bias; or nothing, NULL */
     Py_ssize_t add_row; /* c_row for C, 0 for a bias */
-    const Py_ssize_t *jumps; /* the tiles by V vectors: from a and b to where each of `pieces` pieces of k begins */
+    /* Of the tiles by V vectors: */
+    const Py_ssize_t *jumps; /* from a and b to where each of `pieces` pieces of k begins */
     Py_ssize_t pieces;
+    const char *begin;       /* what the first row's chains begin with, a number, and in bytes from row to row */
+    Py_ssize_t begin_row;
 } fb_tile;
 
-static const Py_ssize_t fb_whole[2] = {0, 0}; /* the jumps of a k of one piece */
+static const Py_ssize_t fb_whole[2] = {0, 0}; /* the jumps of a k of one piece; chains that begin with 0 */
 
 /* How many rows a tile of 1, 2, 3, 4 and 8 vectors can have: accumulators,
    the vectors of B and one element of A fill the registers. */
@@ -93,8 +96,12 @@ FB_EDGE(f64, double)
     FB_INLINE void tile_##S(int R, int V, const fb_tile *t) { \
         vec_##S acc[28], row[8]; \
         const Py_ssize_t *jumps = t->jumps, *end = jumps + 2 * t->pieces; \
-        Py_ssize_t a_row = t->a_row, a_k = t->a_k, b_k = t->b_k, last = t->last; \
-        FB_UNROLL for (int i = 0; i < R * V; i++) acc[i] = (vec_##S){0}; \
+        Py_ssize_t a_row = t->a_row, a_k = t->a_k, b_k = t->b_k, last = t->last, begin_row = t->begin_row; \
+        const char *begin = t->begin; \
+        FB_UNROLL for (int r = 0; r < R; r++) { \
+            vec_##S x = FB_SPREAD(S, *(const T *)(begin + r * begin_row)); \
+            FB_UNROLL for (int v = 0; v < V; v++) acc[r * V + v] = x; \
+        } \
         for (; jumps < end; jumps += 2) { \
             const char *a = t->a + jumps[0], *b = t->b + jumps[1]; \
             for (Py_ssize_t k = t->k; k > 0; k--, a += a_k, b += b_k) { \
