@@ -362,6 +362,19 @@ def test_errors_change_nothing():
             made(3, dtype="int32")
 
 
+def test_a_count_of_batches_of_another_kind():
+    """The kernel writes eight bytes: another tensor in its place is refused, and its neighbours stay."""
+    memory = np.zeros(4, np.float32)
+    for wrong in (fb.tensor(0), fb.from_numpy(memory[:1].reshape(())), fb.zeros(1, dtype="int64")):
+        for momentum in (0.1, None):
+            layer = nn.BatchNorm1d(3, momentum=momentum)
+            layer.num_batches_tracked = wrong
+            with pytest.raises(fb.DtypeError, match="num_batches_tracked is no count"):
+                layer(fb.ones(2, 3))
+            assert not layer.running_mean.numpy().any() and layer.eval()(fb.ones(2, 3)).shape == (2, 3)
+    assert not memory.any()
+
+
 def test_other_dtypes_and_a_batch_that_is_measured():
     """`to` converts statistics; profiles put them back."""
     layer = nn.BatchNorm1d(4).to("float64")

@@ -1,6 +1,6 @@
 """Normalization over batches and over the last dimensions of each sample."""
 from fastbp.create import ones, zeros
-from fastbp.errors import ShapeError, error
+from fastbp.errors import DtypeError, ShapeError, error
 from fastbp.gates.shape import narrow, real
 from fastbp.nn import functional as F
 from fastbp.nn.module import Module, Parameter, floating
@@ -28,6 +28,10 @@ class _BatchNorm(Module):
                         expected=" or ".join(self._forms.values()).replace("C", str(self.num_features)),
                         fix="make the layer for that many channels, or reshape the input")
         training, tracked, share = self.training, self.running_mean is not None, self.momentum
+        if training and tracked and (self.num_batches_tracked.dtype != "int64" or self.num_batches_tracked.ndim):
+            raise error(DtypeError, f"{type(self).__name__}: num_batches_tracked is no count",
+                        got=f"{self.num_batches_tracked.dtype}, shape {self.num_batches_tracked.shape}",
+                        expected="one int64", fix="num_batches_tracked.copy_(0) sets it back")
         if training and tracked and share is None:    # the mean of all batches
             share = 1 / (real(self.num_batches_tracked) + 1)
             share = narrow(share) if x.dtype == "float32" else share

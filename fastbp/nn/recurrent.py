@@ -24,13 +24,28 @@ class _Recurrent(Module):
                              f"and {hidden_size!r}")
         self.input_size, self.hidden_size, self.bias = input_size, hidden_size, bool(bias)
 
+    def _shapes(self, inputs):
+        """The shapes of the parameters, by their names without an end."""
+        rows = self._gates * self.hidden_size
+        shapes = {"weight_ih": (rows, inputs), "weight_hh": (rows, self.hidden_size)}
+        return shapes | {"bias_ih": (rows,), "bias_hh": (rows,)} if self.bias else shapes
+
     def _add_parameters(self, inputs, suffix, dtype, rng):
-        bound, rows = 1 / math.sqrt(self.hidden_size), self._gates * self.hidden_size
-        shapes = {"weight_ih": (inputs, rows), "weight_hh": (self.hidden_size, rows)}
-        if self.bias:
-            shapes |= {"bias_ih": (rows,), "bias_hh": (rows,)}
-        for name, shape in shapes.items():    # a weight is shown (rows, in) over memory (in, rows), as Linear's
-            setattr(self, name + suffix, Parameter(init.uniform_(empty(shape, dtype).T, -bound, bound, rng)))
+        bound = 1 / math.sqrt(self.hidden_size)
+        for name, shape in self._shapes(inputs).items():    # a weight lies (in, rows) in memory, as Linear's
+            setattr(self, name + suffix, Parameter(init.uniform_(empty(shape[::-1], dtype).T, -bound, bound, rng)))
+
+    def _weights(self, inputs, suffix):
+        """The parameters in their order, checked: a scan takes their sizes for granted."""
+        found = []
+        for name, shape in self._shapes(inputs).items():
+            p = getattr(self, name + suffix)
+            if getattr(p, "shape", None) != shape:
+                raise error(ShapeError, f"{type(self).__name__}: {name}{suffix} does not fit the layer",
+                            got=f"shape {getattr(p, 'shape', p)}", expected=f"shape {shape}",
+                            fix="make the layer for such sizes")
+            found.append(p)
+        return found
 
     def _checked(self, x, single, batched):
         """x (steps, batch, in), or for a cell (batch, in), and whether it came without a batch: see `forward`."""
@@ -60,12 +75,11 @@ class _Recurrent(Module):
 
     def _steps(self, x, states, suffix="", reverse=False):
         """Each state behind every step, (T, B, H), from x (T, B, in) and the states before the first, (B, H)."""
-        x = F.linear(reshape(x, -1, x.shape[2]), getattr(self, f"weight_ih{suffix}"))
-        if self.bias:
-            biases = getattr(self, f"bias_ih{suffix}"), getattr(self, f"bias_hh{suffix}")
-        else:
+        w, w_h, *biases = self._weights(x.shape[2], suffix)
+        x = F.linear(reshape(x, -1, x.shape[2]), w)
+        if not self.bias:
             biases = 2 * (zeros(self._gates * self.hidden_size, dtype=x.dtype),)
-        y = self._scan(x, getattr(self, f"weight_hh{suffix}").T, biases, states, reverse)
+        y = self._scan(x, w_h.T, biases, states, reverse)
         return [y] if self._states == 1 else [y[0], y[1]]
 
     def _pair(self, states):
