@@ -349,6 +349,11 @@ def test_errors_change_nothing():
         nn.BatchNorm1d(3)(fb.ones(3))
     with pytest.raises(ValueError, match="running_mean and running_var"):
         F.batch_norm(fb.ones(2, 3))
+    for name in ("running_mean", "running_var"):
+        statistic = fb.zeros(3)
+        with pytest.raises(ValueError, match="one running statistic without the other"):
+            F.batch_norm(fb.ones(2, 3), **{name: statistic}, training=True)
+        assert not statistic.numpy().any()
     with pytest.raises(fb.ShapeError, match="weight does not fit"):
         F.batch_norm(fb.ones(2, 3), weight=fb.ones(2), training=True)
     with pytest.raises(fb.ShapeError, match=r"\(\.\.\., 4, 5\)"):
