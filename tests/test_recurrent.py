@@ -412,6 +412,15 @@ def test_dropout_acts_between_layers_while_training():
     fb.manual_seed(1)
     assert same_bits(dropped, upper(nn.functional.dropout(lower(x)[0], 0.5))[0])
     assert same_bits(layer.eval()(x)[0], upper(lower(x)[0])[0]) and not same_bits(layer(x)[0], dropped)
+    assert repr(layer) == "GRU(4, 5, num_layers=2, dropout=0.5)" and list(layer.modules()) == [layer]
+    for before, after in ((0.5, 0.0), (0.5, 0.25), (0.0, 0.25)):    # the attribute counts, as in PyTorch
+        layer = made("GRU", num_layers=2, dropout=before)
+        layer.load_state_dict(state)
+        layer.dropout = after
+        fb.manual_seed(1)
+        dropped = layer(x)[0]
+        fb.manual_seed(1)
+        assert same_bits(dropped, upper(nn.functional.dropout(lower(x)[0], after))[0])
 
 
 def test_the_gates_are_internal():

@@ -43,7 +43,7 @@ def probability(name, p):
     """p as a float; ValueError where it is none between 0 and 1."""
     if isinstance(p, bool) or not isinstance(p, (int, float, np.number)) or not 0 <= p <= 1:
         raise error(ValueError, f"{name}: p can't be this", got=repr(p), expected="a probability, 0 to 1",
-                    fix=f"{name}(0.5) drops a half")
+                    fix="0.5 drops a half")
     return float(p)
 
 

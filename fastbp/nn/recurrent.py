@@ -8,7 +8,6 @@ from fastbp.gates.recurrent import gru, lstm, rnn
 from fastbp.gates.shape import concatenate, expand_dims, reshape, stack, transpose
 from fastbp.nn import functional as F
 from fastbp.nn import init
-from fastbp.nn.dropout import Dropout
 from fastbp.nn.module import Module, Parameter, floating
 from fastbp.random import generator
 from fastbp_ext.gate import tensors_of
@@ -99,15 +98,13 @@ class _Layers(_Recurrent):
         name = type(self).__name__
         dtype, rng = floating(name, dtype or "float32"), generator(rng)
         self._set_sizes(input_size, hidden_size, bias)
-        if num_layers < 1 or not 0 <= dropout <= 1:
+        if num_layers < 1 or isinstance(dropout, bool) or not 0 <= dropout <= 1:
             raise ValueError(f"{name}: num_layers is 1 or more and dropout between 0 and 1, not {num_layers!r} and "
                              f"{dropout!r}")
         self.num_layers, self.batch_first, self.dropout = num_layers, bool(batch_first), dropout
         self.bidirectional = bool(bidirectional)
         for layer, suffix, _ in self._ways():
             self._add_parameters(hidden_size * (1 + self.bidirectional) if layer else input_size, suffix, dtype, rng)
-        if dropout:
-            self._drop = Dropout(dropout)
 
     def _ways(self):
         """(layer, the end of its parameters' names, whether it goes back through time) of each that there is."""
@@ -134,8 +131,8 @@ class _Layers(_Recurrent):
             if len(outputs) == ways:
                 x = outputs[0] if ways == 1 else concatenate(outputs, axis=2)
                 outputs = []
-                if self.dropout and layer < self.num_layers - 1:
-                    x = self._drop(x)
+                if layer < self.num_layers - 1:
+                    x = F.dropout(x, self.dropout, self.training)
         last = [stack(s) if len(s) > 1 else expand_dims(s[0], 0) for s in zip(*last, strict=True)]
         if single:
             x, last = x[:, 0], [s[:, 0] for s in last]
