@@ -9,6 +9,7 @@ from libc.stdlib cimport abort
 from libc.string cimport memcpy
 
 import functools
+import operator
 import os
 from copy import deepcopy
 
@@ -1145,7 +1146,13 @@ def empty(shape, dtype=None):
     """A tensor in C order whose values are not set."""
     cdef Py_ssize_t dims[MAX_DIMS]
     cdef int rank = 0
-    shape = (shape,) if isinstance(shape, int) else tuple(shape)
+    try:
+        shape = (shape,) if isinstance(shape, (int, np.integer)) else tuple(shape)
+        shape = tuple([operator.index(size) for size in shape])
+    except TypeError:
+        from fastbp import errors
+        raise errors.error(TypeError, "a size is no integer", got=shape, expected="an int, or a tuple of ints",
+                           fix="divide with //, or round: int(n)") from None
     if len(shape) > MAX_DIMS:
         _raise("ShapeError", "a tensor has too many dimensions", got=f"{len(shape)} dimensions",
                expected=f"at most {MAX_DIMS}", fix="use fewer")

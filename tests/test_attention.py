@@ -220,6 +220,9 @@ def test_what_several_heads_refuse_and_drop():
             layer(*arguments)
     with pytest.raises(fb.ShapeError, match="mask does not fit"):
         layer(x, x, x, attn_mask=np.ones((2, 2), bool))
+    for samples in (2, 3):    # 2 samples of 2 heads
+        with pytest.raises(fb.ShapeError, match=r"attn_mask does not fit[^$]*\(4, 3, 3\): \(N num_heads, L, S\)"):
+            layer(x, x, x, attn_mask=np.zeros((samples, 3, 3), bool))
     layer = nn.MultiheadAttention(6, 2, dropout=0.5)
     assert not same_bits(layer(x, x, x)[0], layer(x, x, x)[0])
     layer.eval()

@@ -301,6 +301,12 @@ BAD = {
     "1-d rank": bad(lambda: F.conv1d(X, fb.ones(4, 3, 2)), fb.ShapeError, "(N, C, L)"),
     "output size": bad(lambda: F.adaptive_avg_pool2d(X, 0), ValueError, "output_size"),
     "no channels": bad(lambda: nn.Conv2d(0, 3, 3), ValueError, "in_channels"),
+    "1-d stride": bad(lambda: F.conv1d(X[0], fb.ones(4, 5, 3), stride=0), ValueError, "got:      0\n", "1 or more\n"),
+    "1-d padding": bad(lambda: F.conv1d(X[0], fb.ones(4, 5, 3), padding=(1, 2)), ValueError, "got:      (1, 2)\n"),
+    "two groups": bad(lambda: F.conv2d(X, fb.ones(4, 3, 3, 3), groups=(1, 2)), ValueError, "groups", "(1, 2)"),
+    "three output sizes": bad(lambda: F.adaptive_avg_pool2d(X, (2, 3, 4)), ValueError, "output_size", "(2, 3, 4)"),
+    "divisor 0": bad(lambda: F.avg_pool2d(X, 2, divisor_override=0), ValueError, "divisor_override", "other than 0"),
+    "a broken divisor": bad(lambda: F.avg_pool2d(X, 2, divisor_override=2.5), ValueError, "divisor_override", "2.5"),
     "channels by groups": bad(lambda: nn.Conv2d(3, 4, 3, groups=2), ValueError, "3 and 4 by 2"),
     "padding mode": bad(lambda: nn.Conv2d(3, 4, 3, padding_mode="reflect"), ValueError, "reflect"),
 }

@@ -244,6 +244,11 @@ def test_rng_of_the_function_begins_at_each_call():
     assert same_bits(F.dropout(x, 0.5, rng=4), F.dropout(x, 0.5, rng=4))
     with pytest.raises(TypeError, match="rng is not a seed"):
         F.dropout(x, 0.5, rng="4")
+    kept = np.zeros(6, np.int64)
+    for wrong in (kept[:1], kept[:4:2], kept[:2].astype(np.float32), kept):    # memory that is no stream's stays
+        with pytest.raises(TypeError, match="rng is a tensor, but no stream"):
+            F.dropout(x, 0.5, rng=fb.from_numpy(wrong))
+    assert not kept.any()
     with pytest.raises(fb.StagingError, match="stream of random numbers is made inside"):
         fb.staged(lambda x: nn.Dropout(rng=1)(x))(x)
 

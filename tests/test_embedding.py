@@ -99,6 +99,8 @@ def test_numbers_out_of_range_name_place_value_and_layer():
 def test_what_is_refused():
     with pytest.raises(fb.DtypeError, match="integers"):
         F.embedding(fb.ones(3), fb.ones(2, 2))
+    with pytest.raises(fb.DtypeError, match="^embedding: .*int64"):    # exchanged
+        F.embedding(fb.ones(2, 2), np.array([0, 1]))
     with pytest.raises(fb.ShapeError, match="weight is a matrix"):
         F.embedding(WORDS, fb.ones(5))
     with pytest.raises(ValueError, match="max_norm"):
@@ -138,6 +140,12 @@ def test_flatten_and_back():
     assert fb.flatten(fb.tensor(2.0)).shape == (1,) and nn.Flatten()(fb.zeros(0, 3, 4)).shape == (0, 12)
     assert same_bits(nn.Flatten()(fb.from_numpy(np.asfortranarray(x.numpy()))), nn.Flatten()(x))
     assert repr(nn.Flatten()) == "Flatten(start_dim=1, end_dim=-1)"
+    for given in (x.numpy(), x.numpy().tolist()):    # what a Linear behind it takes too
+        y = nn.Sequential(nn.Flatten(), nn.Unflatten(1, (3, 4, 5)), nn.Flatten())(given)
+        assert y.dtype == np.float32 and same_bits(y, x.numpy().reshape(2, 60))
+    assert same_bits(nn.Unflatten(1, (3, 1))(x.numpy()), x.numpy().reshape(2, 3, 1, 4, 5))
+    with pytest.raises(fb.ShapeError, match="Unflatten: the sizes"):
+        nn.Unflatten(1, (2, 5))(x.numpy())
     for call, words in ((lambda: fb.flatten(x, 2, 1), "start_dim comes after"),
                         (lambda: fb.flatten(x, 4), "no such axis"),
                         (lambda: nn.Unflatten(1, (2, 5))(x), "Unflatten: the sizes"),

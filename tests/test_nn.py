@@ -234,6 +234,26 @@ def test_seeds():
     assert bits(nn.Linear(3, 2)) == first != second
 
 
+@pytest.mark.parametrize("kind", [np.int64, np.int32, np.uint8])
+def test_sizes_may_be_numpys(kind):
+    """As that of classes is: nn.Linear(64, y.max() + 1)."""
+    n = kind(3)
+    x = np.ones((4, 3), np.float32)
+    for layer in (nn.Linear(3, n), nn.Linear(n, 3), nn.LayerNorm(n), nn.RMSNorm(n), nn.BatchNorm1d(n)):
+        assert layer(x).shape == (4, 3)
+    assert nn.Conv2d(1, n, n)(fb.ones(2, 1, 4, 4)).shape == (2, 3, 2, 2)
+    assert nn.MultiheadAttention(n, n)(*3 * [fb.ones(2, 4, 3)])[0].shape == (2, 4, 3)
+    assert F.layer_norm(x, n).shape == (4, 3) and repr(nn.RMSNorm(n)).startswith("RMSNorm((3,)")
+    assert fb.full(n, 1).shape == fb.zeros(n).shape == (3,) and fb.full(np.array([n, 2]), 1).shape == (3, 2)
+
+
+def test_a_size_is_an_integer():
+    for call in (lambda: nn.Linear(4, 64 / 2), lambda: nn.Embedding(3.0, 2), lambda: nn.GRU(4, 5.5),
+                 lambda: fb.zeros(2.0, 3), lambda: fb.ones(2.5), lambda: fb.full(None, 1)):
+        with pytest.raises(TypeError, match=r"a size is no integer[^$]*where: +\S*test_nn.py[^$]*fix: "):
+            call()
+
+
 @pytest.mark.parametrize("leading", [(), (5,), (2, 3), (2, 1, 3), (0,)])
 @pytest.mark.parametrize("bias", [True, False])
 def test_linear_is_x_wt_plus_b(leading, bias):

@@ -349,6 +349,11 @@ def test_errors_change_nothing():
         nn.BatchNorm1d(3)(fb.ones(3))
     with pytest.raises(ValueError, match="running_mean and running_var"):
         F.batch_norm(fb.ones(2, 3))
+    for name in ("running_mean", "running_var"):
+        statistic = fb.zeros(3)
+        with pytest.raises(ValueError, match="one running statistic without the other"):
+            F.batch_norm(fb.ones(2, 3), **{name: statistic}, training=True)
+        assert not statistic.numpy().any()
     with pytest.raises(fb.ShapeError, match="weight does not fit"):
         F.batch_norm(fb.ones(2, 3), weight=fb.ones(2), training=True)
     with pytest.raises(fb.ShapeError, match=r"\(\.\.\., 4, 5\)"):
@@ -360,6 +365,19 @@ def test_errors_change_nothing():
     for made in (nn.BatchNorm1d, nn.LayerNorm, nn.RMSNorm):
         with pytest.raises(fb.DtypeError, match=made.__name__):
             made(3, dtype="int32")
+
+
+def test_a_count_of_batches_of_another_kind():
+    """The kernel writes eight bytes: another tensor in its place is refused, and its neighbours stay."""
+    memory = np.zeros(4, np.float32)
+    for wrong in (fb.tensor(0), fb.from_numpy(memory[:1].reshape(())), fb.zeros(1, dtype="int64")):
+        for momentum in (0.1, None):
+            layer = nn.BatchNorm1d(3, momentum=momentum)
+            layer.num_batches_tracked = wrong
+            with pytest.raises(fb.DtypeError, match="num_batches_tracked is no count"):
+                layer(fb.ones(2, 3))
+            assert not layer.running_mean.numpy().any() and layer.eval()(fb.ones(2, 3)).shape == (2, 3)
+    assert not memory.any()
 
 
 def test_other_dtypes_and_a_batch_that_is_measured():

@@ -383,6 +383,24 @@ def test_errors(call, kind, words):
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
+@each_kind
+def test_parameters_of_other_sizes_are_refused(kind):
+    """The kernels take their sizes for granted, and would read beyond them."""
+    for name in (kind, f"{kind}Cell"):
+        x = np.ones((2, 3, 4) if name == kind else (3, 4), np.float32)
+        for parameter, p in made(name).named_parameters():
+            for shape in ((*p.shape[:-1], p.shape[-1] + 1), (1,), (1, 5)):
+                layer = made(name)
+                setattr(layer, parameter, nn.Parameter(np.ones(shape, np.float32)))
+                for call in (layer, fb.staged(layer)):
+                    with pytest.raises(fb.ShapeError, match=f"{parameter} does not fit"):
+                        call(x)
+    layer = made(kind)
+    layer.bias_hh_l0 = None
+    with pytest.raises(fb.ShapeError, match="bias_hh_l0 does not fit"):
+        layer(np.ones((2, 3, 4), np.float32))
+
+
 def test_dropout_acts_between_layers_while_training():
     layer, x = made("GRU", num_layers=2, dropout=0.5), np.ones((3, 2, 4), np.float32)
     lower, upper = made("GRU"), made("GRU", 5)
@@ -394,6 +412,15 @@ def test_dropout_acts_between_layers_while_training():
     fb.manual_seed(1)
     assert same_bits(dropped, upper(nn.functional.dropout(lower(x)[0], 0.5))[0])
     assert same_bits(layer.eval()(x)[0], upper(lower(x)[0])[0]) and not same_bits(layer(x)[0], dropped)
+    assert repr(layer) == "GRU(4, 5, num_layers=2, dropout=0.5)" and list(layer.modules()) == [layer]
+    for before, after in ((0.5, 0.0), (0.5, 0.25), (0.0, 0.25)):    # the attribute counts, as in PyTorch
+        layer = made("GRU", num_layers=2, dropout=before)
+        layer.load_state_dict(state)
+        layer.dropout = after
+        fb.manual_seed(1)
+        dropped = layer(x)[0]
+        fb.manual_seed(1)
+        assert same_bits(dropped, upper(nn.functional.dropout(lower(x)[0], after))[0])
 
 
 def test_the_gates_are_internal():

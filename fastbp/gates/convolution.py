@@ -117,17 +117,17 @@ def _batch_first(y):
     return transpose(y, (3, 0, 1, 2))
 
 
-def _pair(name, what, value, least):
-    """An int or two as a pair."""
-    pair = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
+def _pair(name, what, value, least, count=2):
+    """An int or two as a pair, or of `count`."""
+    pair = tuple(value) if isinstance(value, (tuple, list)) else (value,) * count
     try:
         pair = tuple([operator.index(v) for v in pair])
-        fits = len(pair) == 2 and min(pair) >= least and not any(isinstance(v, bool) for v in pair)
+        fits = len(pair) == count and min(pair) >= least and not any(isinstance(v, bool) for v in pair)
     except TypeError:
         fits = False
     if not fits:
-        raise error(ValueError, f"{name}: {what} can't be this", got=repr(value),
-                    expected=f"an int of {least} or more, or two of them (rows, columns)", fix=f"{what}={least or 1}")
+        raise error(ValueError, f"{name}: {what} can't be this", got=repr(value), expected=f"an int of {least} or more"
+                    + (", or two of them (rows, columns)" if count == 2 else ""), fix=f"{what}={least or 1}")
     return pair
 
 
@@ -186,7 +186,7 @@ def _conv(name, x, w, b, stride, padding, dilation, groups):
                     expected="stride 1", fix="give the padding as a number")
     if padding != "same":
         padding = _pair(name, "padding", 0 if padding == "valid" else padding, 0)
-    (groups, _) = _pair(name, "groups", groups, 1)
+    (groups,) = _pair(name, "groups", groups, 1, 1)
     if w.ndim != 4 or w.shape[0] % groups or x.shape[1] != groups * w.shape[1] or not w.size:
         raise error(ShapeError, f"{name}: the images do not fit the weight",
                     got=f"images {x.shape}, weight {w.shape}, groups {groups}",
@@ -213,10 +213,11 @@ def conv1d(x, w, b=None, stride=1, padding=0, dilation=1, groups=1):
         raise error(ShapeError, "conv1d: the input is no batch of rows", got=f"input {x.shape}, weight {w.shape}",
                     expected="input (N, C, L) or (C, L), weight (O, C / groups, K)", fix="reshape them")
 
-    def wide(value, one):
-        return (one, *value) if isinstance(value, (tuple, list)) else value if isinstance(value, str) else (one, value)
+    def wide(what, value, least):    # for the one row, which the least suits, and the columns
+        return least, *_pair("conv1d", what, value, least, 1)
 
-    y = _conv("conv1d", expand_dims(x, -2), expand_dims(w, 2), b, wide(stride, 1), wide(padding, 0), wide(dilation, 1),
+    y = _conv("conv1d", expand_dims(x, -2), expand_dims(w, 2), b, wide("stride", stride, 1),
+              padding if padding in ("same", "valid") else wide("padding", padding, 0), wide("dilation", dilation, 1),
               groups)
     return squeeze(y, -2)
 
@@ -256,10 +257,13 @@ def avg_pool2d(x, kernel_size, stride=None, padding=0, ceil_mode=False, count_in
     ShapeError: a window larger than its image.
     """
     x, single, window = _pool("avg_pool2d", x, convolve, kernel_size, stride, padding, 1, ceil_mode)
-    if divisor_override is not None:
+    if divisor_override is None:
+        count = _inside(window, x.dtype, count_include_pad)
+    elif hasattr(divisor_override, "__index__") and divisor_override != 0:
         count = operator.index(divisor_override)
     else:
-        count = _inside(window, x.dtype, count_include_pad)
+        raise error(ValueError, "avg_pool2d: divisor_override can't be this", got=repr(divisor_override),
+                    expected="an int other than 0", fix="divisor_override=1 gives sums")
     total = convolve(_batch_last(x), ones(window.weight, dtype=x.dtype), window)
     y = _batch_first(total / count)
     return squeeze(y, 0) if single else y
@@ -286,8 +290,9 @@ def adaptive_avg_pool2d(x, output_size):
     """
     x, single = _images("adaptive_avg_pool2d", x, mean)
     wanted = output_size if isinstance(output_size, (tuple, list)) else (output_size, output_size)
-    sizes = _pair("adaptive_avg_pool2d", "output_size",
-                  [size if o is None else o for o, size in zip(wanted, x.shape[2:], strict=False)], 1)
+    if len(wanted) == 2:
+        wanted = [size if o is None else o for o, size in zip(wanted, x.shape[2:], strict=True)]
+    sizes = _pair("adaptive_avg_pool2d", "output_size", wanted, 1)
     if sizes == (1, 1):
         y = mean(x, (2, 3), keepdims=True)
     else:

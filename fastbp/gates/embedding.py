@@ -8,7 +8,6 @@ from fastbp_ext.gate import as_index, tensors_of
 from fastbp_ext.tensor import Tensor, from_numpy
 
 from .arithmetic import ne, where
-from .linear import matrices
 from .row import gate, grouped
 from .shape import contiguous, contiguous_row, expand_dims, reshape, scatter, take
 
@@ -33,7 +32,7 @@ def checked_row(name, row, rows):
 
 def look_up(name, x, weight, padding_idx=None):
     """weight[x] (*x.shape, D); `name` is who asks, for errors."""
-    (w,) = tensors_of(matrices, weight)
+    (w,) = tensors_of(take_padded, weight)
     if w.ndim != 2:
         raise error(ShapeError, f"{name}: the weight is a matrix", got=f"shape {w.shape}",
                     expected="(num_embeddings, embedding_dim)", fix="one vector in each row")

@@ -152,6 +152,9 @@ def batch_norm(x, running_mean=None, running_var=None, weight=None, bias=None, t
             raise ValueError("batch_norm: running_mean and running_var are needed where not training")
         m, v = (reshape(s, shape) for s in given)
         return standardize(x, m, 1 / sqrt(v + eps), w, b)
+    if len(given) == 1:
+        raise error(ValueError, "batch_norm: one running statistic without the other", got=given[0][0],
+                    expected="running_mean and running_var, or neither", fix="give both")
     if n < 2:
         raise error(ValueError, "batch_norm: a batch has more than one value for each channel in training",
                     got=f"shape {x.shape}", expected="2 values or more", fix="a larger batch, or eval()")
@@ -222,9 +225,14 @@ def sum_of_lanes(x):
     return x.shape[2:], {}
 
 
+def sizes(shape):
+    """A number, NumPy's too, or several as a tuple."""
+    return (int(shape),) if isinstance(shape, (int, np.integer)) else tuple(shape)
+
+
 def _normalized(name, x, normalized_shape, weight, bias, eps, center):
     (x,) = tensors_of(layer_norm_rows, x)
-    shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+    shape = sizes(normalized_shape)
     if not shape or x.shape[max(x.ndim - len(shape), 0):] != shape:
         raise error(ShapeError, f"{name}: the input does not end in the normalized shape", got=f"shape {x.shape}",
                     expected=f"(..., {', '.join(map(str, shape))})", fix="make the layer for that shape")

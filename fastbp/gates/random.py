@@ -25,6 +25,10 @@ def dropout_by(x, key, p):
 
 def _key(rng):
     """The next key of a stream; ints and numpy Generators begin one at each call."""
+    if isinstance(rng, Tensor) and (rng.shape != (2,) or rng.dtype != "int64" or not rng.is_contiguous):
+        raise error(TypeError, "dropout: rng is a tensor, but no stream", got=f"{rng.dtype}, shape {rng.shape}",
+                    expected="an int, a numpy Generator or a stream: two int64",
+                    fix="make one: fastbp.random.stream(0)")
     if rng is None or isinstance(rng, Tensor):
         return draw(counter if rng is None else rng)
     recorder = get_recorder()
@@ -39,7 +43,7 @@ def probability(name, p):
     """p as a float; ValueError where it is none between 0 and 1."""
     if isinstance(p, bool) or not isinstance(p, (int, float, np.number)) or not 0 <= p <= 1:
         raise error(ValueError, f"{name}: p can't be this", got=repr(p), expected="a probability, 0 to 1",
-                    fix=f"{name}(0.5) drops a half")
+                    fix="0.5 drops a half")
     return float(p)
 
 

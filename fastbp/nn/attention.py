@@ -79,7 +79,13 @@ class MultiheadAttention(Module):
             added = padding.reshape(shape[0], 1, 1, -1)
         if mask is not None:
             mask = _added(mask, q)
-            mask = mask.reshape(-1, self.num_heads, *mask.shape[1:]) if mask.ndim == 3 else mask
+            if mask.ndim == 3:
+                shape = k.shape[0] * self.num_heads, q.shape[2], k.shape[2]
+                if mask.shape != shape:
+                    raise error(ShapeError, "MultiheadAttention: attn_mask does not fit", got=mask.shape,
+                                expected=f"{shape}: (N num_heads, L, S), or (L, S)",
+                                fix="one mask for each head of each sample, or one for all")
+                mask = mask.reshape(k.shape[0], self.num_heads, *shape[1:])
             added = mask if added is None else added + mask
         return added
 

@@ -1,5 +1,6 @@
 """Shapes as layers."""
 from fastbp.errors import ShapeError, error
+from fastbp.gates.shape import flatten, reshape
 from fastbp.nn.module import Module, settings
 from fastbp_ext.gate import one_axis
 
@@ -12,7 +13,7 @@ class Flatten(Module):
         self.start_dim, self.end_dim = start_dim, end_dim
 
     def forward(self, x):
-        return x.flatten(self.start_dim, self.end_dim)
+        return flatten(x, self.start_dim, self.end_dim)
 
 
 class Unflatten(Module):
@@ -25,7 +26,7 @@ class Unflatten(Module):
     def forward(self, x):
         dim, sizes = one_axis("Unflatten", self.dim, x.ndim), self.unflattened_size
         try:
-            return x.reshape(*x.shape[:dim], *sizes, *x.shape[dim + 1:])
+            return reshape(x, *x.shape[:dim], *sizes, *x.shape[dim + 1:])
         except ShapeError:
             raise error(ShapeError, "Unflatten: the sizes do not fit the dimension", got=f"{sizes} for {x.shape}",
                         expected=f"a product of {x.shape[dim]}, dimension {dim}",

@@ -1,6 +1,7 @@
 """Normalization over batches and over the last dimensions of each sample."""
 from fastbp.create import ones, zeros
-from fastbp.errors import ShapeError, error
+from fastbp.errors import DtypeError, ShapeError, error
+from fastbp.gates.normalization import sizes
 from fastbp.gates.shape import narrow, real
 from fastbp.nn import functional as F
 from fastbp.nn.module import Module, Parameter, floating
@@ -28,6 +29,10 @@ class _BatchNorm(Module):
                         expected=" or ".join(self._forms.values()).replace("C", str(self.num_features)),
                         fix="make the layer for that many channels, or reshape the input")
         training, tracked, share = self.training, self.running_mean is not None, self.momentum
+        if training and tracked and (self.num_batches_tracked.dtype != "int64" or self.num_batches_tracked.ndim):
+            raise error(DtypeError, f"{type(self).__name__}: num_batches_tracked is no count",
+                        got=f"{self.num_batches_tracked.dtype}, shape {self.num_batches_tracked.shape}",
+                        expected="one int64", fix="num_batches_tracked.copy_(0) sets it back")
         if training and tracked and share is None:    # the mean of all batches
             share = 1 / (real(self.num_batches_tracked) + 1)
             share = narrow(share) if x.dtype == "float32" else share
@@ -65,7 +70,7 @@ class LayerNorm(Module):
 
     def __init__(self, normalized_shape, eps=1e-5, elementwise_affine=True, bias=True, dtype=None):
         dtype = floating("LayerNorm", dtype or "float32")
-        self.normalized_shape = _sizes(normalized_shape)
+        self.normalized_shape = sizes(normalized_shape)
         self.eps, self.elementwise_affine = eps, elementwise_affine
         self.weight = Parameter(ones(self.normalized_shape, dtype=dtype)) if elementwise_affine else None
         self.bias = Parameter(zeros(self.normalized_shape, dtype=dtype)) if elementwise_affine and bias else None
@@ -86,7 +91,7 @@ class RMSNorm(Module):
 
     def __init__(self, normalized_shape, eps=None, elementwise_affine=True, dtype=None):
         dtype = floating("RMSNorm", dtype or "float32")
-        self.normalized_shape = _sizes(normalized_shape)
+        self.normalized_shape = sizes(normalized_shape)
         self.eps, self.elementwise_affine = eps, elementwise_affine
         self.weight = Parameter(ones(self.normalized_shape, dtype=dtype)) if elementwise_affine else None
 
@@ -95,7 +100,3 @@ class RMSNorm(Module):
 
     def extra_repr(self):
         return f"{self.normalized_shape}, eps={self.eps}, elementwise_affine={self.elementwise_affine}"
-
-
-def _sizes(shape):
-    return (shape,) if isinstance(shape, int) else tuple(shape)

@@ -8,7 +8,6 @@ from fastbp.gates.recurrent import gru, lstm, rnn
 from fastbp.gates.shape import concatenate, expand_dims, reshape, stack, transpose
 from fastbp.nn import functional as F
 from fastbp.nn import init
-from fastbp.nn.dropout import Dropout
 from fastbp.nn.module import Module, Parameter, floating
 from fastbp.random import generator
 from fastbp_ext.gate import tensors_of
@@ -24,13 +23,28 @@ class _Recurrent(Module):
                              f"and {hidden_size!r}")
         self.input_size, self.hidden_size, self.bias = input_size, hidden_size, bool(bias)
 
+    def _shapes(self, inputs):
+        """The shapes of the parameters, by their names without an end."""
+        rows = self._gates * self.hidden_size
+        shapes = {"weight_ih": (rows, inputs), "weight_hh": (rows, self.hidden_size)}
+        return shapes | {"bias_ih": (rows,), "bias_hh": (rows,)} if self.bias else shapes
+
     def _add_parameters(self, inputs, suffix, dtype, rng):
-        bound, rows = 1 / math.sqrt(self.hidden_size), self._gates * self.hidden_size
-        shapes = {"weight_ih": (inputs, rows), "weight_hh": (self.hidden_size, rows)}
-        if self.bias:
-            shapes |= {"bias_ih": (rows,), "bias_hh": (rows,)}
-        for name, shape in shapes.items():    # a weight is shown (rows, in) over memory (in, rows), as Linear's
-            setattr(self, name + suffix, Parameter(init.uniform_(empty(shape, dtype).T, -bound, bound, rng)))
+        bound = 1 / math.sqrt(self.hidden_size)
+        for name, shape in self._shapes(inputs).items():    # a weight lies (in, rows) in memory, as Linear's
+            setattr(self, name + suffix, Parameter(init.uniform_(empty(shape[::-1], dtype).T, -bound, bound, rng)))
+
+    def _weights(self, inputs, suffix):
+        """The parameters in their order, checked: a scan takes their sizes for granted."""
+        found = []
+        for name, shape in self._shapes(inputs).items():
+            p = getattr(self, name + suffix)
+            if getattr(p, "shape", None) != shape:
+                raise error(ShapeError, f"{type(self).__name__}: {name}{suffix} does not fit the layer",
+                            got=f"shape {getattr(p, 'shape', p)}", expected=f"shape {shape}",
+                            fix="make the layer for such sizes")
+            found.append(p)
+        return found
 
     def _checked(self, x, single, batched):
         """x (steps, batch, in), or for a cell (batch, in), and whether it came without a batch: see `forward`."""
@@ -60,12 +74,11 @@ class _Recurrent(Module):
 
     def _steps(self, x, states, suffix="", reverse=False):
         """Each state behind every step, (T, B, H), from x (T, B, in) and the states before the first, (B, H)."""
-        x = F.linear(reshape(x, -1, x.shape[2]), getattr(self, f"weight_ih{suffix}"))
-        if self.bias:
-            biases = getattr(self, f"bias_ih{suffix}"), getattr(self, f"bias_hh{suffix}")
-        else:
+        w, w_h, *biases = self._weights(x.shape[2], suffix)
+        x = F.linear(reshape(x, -1, x.shape[2]), w)
+        if not self.bias:
             biases = 2 * (zeros(self._gates * self.hidden_size, dtype=x.dtype),)
-        y = self._scan(x, getattr(self, f"weight_hh{suffix}").T, biases, states, reverse)
+        y = self._scan(x, w_h.T, biases, states, reverse)
         return [y] if self._states == 1 else [y[0], y[1]]
 
     def _pair(self, states):
@@ -85,15 +98,13 @@ class _Layers(_Recurrent):
         name = type(self).__name__
         dtype, rng = floating(name, dtype or "float32"), generator(rng)
         self._set_sizes(input_size, hidden_size, bias)
-        if num_layers < 1 or not 0 <= dropout <= 1:
+        if num_layers < 1 or isinstance(dropout, bool) or not 0 <= dropout <= 1:
             raise ValueError(f"{name}: num_layers is 1 or more and dropout between 0 and 1, not {num_layers!r} and "
                              f"{dropout!r}")
         self.num_layers, self.batch_first, self.dropout = num_layers, bool(batch_first), dropout
         self.bidirectional = bool(bidirectional)
         for layer, suffix, _ in self._ways():
             self._add_parameters(hidden_size * (1 + self.bidirectional) if layer else input_size, suffix, dtype, rng)
-        if dropout:
-            self._drop = Dropout(dropout)
 
     def _ways(self):
         """(layer, the end of its parameters' names, whether it goes back through time) of each that there is."""
@@ -120,8 +131,8 @@ class _Layers(_Recurrent):
             if len(outputs) == ways:
                 x = outputs[0] if ways == 1 else concatenate(outputs, axis=2)
                 outputs = []
-                if self.dropout and layer < self.num_layers - 1:
-                    x = self._drop(x)
+                if layer < self.num_layers - 1:
+                    x = F.dropout(x, self.dropout, self.training)
         last = [stack(s) if len(s) > 1 else expand_dims(s[0], 0) for s in zip(*last, strict=True)]
         if single:
             x, last = x[:, 0], [s[:, 0] for s in last]
