@@ -99,21 +99,28 @@ class EarlyStopping:
 class CSVLog:
     """Append each epoch's record to a CSV file, flushed; the names of the columns stand once, at its top.
 
-    A file that is there goes on. ValueError: its columns are others. OSError: it can't be written.
+    A file that is there goes on. ValueError: it is no log, or its columns are others. OSError: it can't be written.
     """
 
     def __init__(self, path):
         self.path = path
 
     def on_fit_begin(self, run):
-        with open(self.path, "a"):    # what can't be written is said before the first epoch
-            pass
+        with open(self.path, "a+", newline="") as file:    # what can't be written is said before the first epoch
+            self._read(file)
+
+    def _read(self, file):
+        file.seek(0)
+        try:
+            return file.read()
+        except UnicodeDecodeError as problem:
+            raise error(ValueError, f"CSVLog: {os.fspath(self.path)!r} is no text", got=problem,
+                        expected="a log, or no file yet", fix="log to another file") from None
 
     def on_epoch_end(self, record):
         import csv
         with open(self.path, "a+", newline="") as file:
-            file.seek(0)
-            before = file.read()
+            before = self._read(file)
             columns = next(csv.reader([before.partition("\n")[0]]), [])
             if columns and columns != list(record):
                 raise error(ValueError, f"CSVLog: {os.fspath(self.path)!r} has other columns", got=", ".join(record),
