@@ -291,6 +291,12 @@ def test_what_counts_as_better(options, values, epochs, best):
     assert [a is None for a in answers] == [True] * (epochs - 1) + [False] and stopping.best.epoch == best
 
 
+@pytest.mark.parametrize("record", [{}, {"val": None}, {"val": "low"}])
+def test_what_can_not_be_monitored(record):
+    with pytest.raises(ValueError, match="no 'val' to monitor"):
+        callbacks.EarlyStopping(monitor="val").on_epoch_end({"epoch": 1, **record})
+
+
 def test_weights_that_are_not_known():
     net = Net()
     before = net.weights()
@@ -686,6 +692,9 @@ def test_schedules_are_stepped_and_their_rates_recorded():
     assert history["lr"] == [0.05, 0.025, 0.025, 0.0125]
     history = net.fit(epochs=2, callbacks=[callbacks.Schedule(OnPlateau(net.opt), monitor="epoch")])
     assert history.columns[-1] == "lr" and history["lr"] == [0.0125] * 2
+    for wrong in (None, net.opt, optim.lr_scheduler.StepLR):
+        with pytest.raises(TypeError, match="this is no scheduler"):
+            callbacks.Schedule(wrong)
 
 
 def test_schedules_of_the_package():
@@ -741,8 +750,9 @@ def test_checkpoints_that_do_not_fit_change_nothing(tmp_path):
         with pytest.raises(ValueError):
             callbacks.Checkpoint(path, **parts).restore()
     fb.save(tmp_path / "other.npz", {"model": 1})
+    fb.save(tmp_path / "own.npz", {"parts": {"model": net.model.state_dict(), "optimizer": other.opt.state_dict()}})
     path.write_bytes(path.read_bytes()[:-50])
-    for wrong in (path, tmp_path / "other.npz"):
+    for wrong in (path, tmp_path / "other.npz", tmp_path / "own.npz"):
         with pytest.raises(ValueError):
             callbacks.Checkpoint(wrong, model=other.model, optimizer=other.opt).restore()
     assert same_weights(before, other.weights()) and fb.get_rng_state() == random
