@@ -22,9 +22,9 @@ from fastbp.serialization import load, save
 def _column(record, monitor):
     """monitor, a column of the record; None is "val_loss" where there is one, else "loss"."""
     name = monitor or ("val_loss" if "val_loss" in record else "loss")
-    if name not in record:
+    if not hasattr(record.get(name), "__float__"):
         raise error(ValueError, f"callbacks: there is no {name!r} to monitor", got=", ".join(record),
-                    expected="the name of a column", fix="let the step or the validation return it")
+                    expected="the name of a column of numbers", fix="let the step or the validation return it")
     return name
 
 
@@ -99,21 +99,28 @@ class EarlyStopping:
 class CSVLog:
     """Append each epoch's record to a CSV file, flushed; the names of the columns stand once, at its top.
 
-    A file that is there goes on. ValueError: its columns are others. OSError: it can't be written.
+    A file that is there goes on. ValueError: it is no log, or its columns are others. OSError: it can't be written.
     """
 
     def __init__(self, path):
         self.path = path
 
     def on_fit_begin(self, run):
-        with open(self.path, "a"):    # what can't be written is said before the first epoch
-            pass
+        with open(self.path, "a+", newline="") as file:    # what can't be written is said before the first epoch
+            self._read(file)
+
+    def _read(self, file):
+        file.seek(0)
+        try:
+            return file.read()
+        except UnicodeDecodeError as problem:
+            raise error(ValueError, f"CSVLog: {os.fspath(self.path)!r} is no text", got=problem,
+                        expected="a log, or no file yet", fix="log to another file") from None
 
     def on_epoch_end(self, record):
         import csv
         with open(self.path, "a+", newline="") as file:
-            file.seek(0)
-            before = file.read()
+            before = self._read(file)
             columns = next(csv.reader([before.partition("\n")[0]]), [])
             if columns and columns != list(record):
                 raise error(ValueError, f"CSVLog: {os.fspath(self.path)!r} has other columns", got=", ".join(record),
@@ -157,6 +164,10 @@ class Schedule:
     """
 
     def __init__(self, scheduler, monitor=None):
+        if not hasattr(scheduler, "optimizer"):
+            raise error(TypeError, "Schedule: this is no scheduler", got=repr(scheduler),
+                        expected="one of optim.lr_scheduler, made for an optimizer",
+                        fix="Schedule(optim.lr_scheduler.StepLR(opt, 10))")
         self.scheduler, self.monitor = scheduler, monitor
         parameters = inspect.signature(scheduler.step).parameters.values()
         self.wants_metric = any(p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD for p in parameters)
@@ -201,7 +212,8 @@ class Checkpoint:
         if not os.path.exists(self.path):
             return 0
         state = load(self.path)
-        found = [*state.get("parts", ())] if isinstance(state, dict) else []
+        ours = isinstance(state, dict) and state.keys() == {"epoch", "best", "random", "parts"}
+        found = [*state["parts"]] if ours else []
         if set(found) != set(self.parts):
             raise error(ValueError, f"Checkpoint: {os.fspath(self.path)!r} holds other parts", got=", ".join(found),
                         expected=", ".join(self.parts), fix="name the parts as they were when it was saved")

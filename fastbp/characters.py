@@ -30,10 +30,12 @@ def load(path):
     if path is None:
         return Path(__file__).with_name("documents.txt").read_text(encoding="utf-8").partition("\n\n")[2]
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")    # some texts begin with a mark of their encoding
     except UnicodeDecodeError:
+        text = "\0"
+    if "\0" in text:    # as UTF-16 has; NumPy's strings lose it
         raise error(ValueError, "train: this is no text", got=path, expected="a file of UTF-8 text",
-                    fix="give --data FILE.txt") from None
+                    fix="give --data FILE.txt")
     if len(text) < 20 * LENGTH:
         raise error(ValueError, "train: the text is too short", got=f"{len(text)} characters in {path}",
                     expected=f"{20 * LENGTH} or more", fix="give a longer text")
@@ -67,6 +69,9 @@ def train(path=None, epochs=None, batch_size=None, lr=None, hidden=None, seed=0,
     """What `fastbp train --model gru` does; the last epoch's bits a character on the test part are returned."""
     check_folder(save, "the weights")
     check_folder(plot, "the curves")
+    if save is not None and str(save).endswith(".safetensors"):
+        raise error(ValueError, "train: a file .safetensors can't hold the characters", got=save,
+                    expected="a name that ends otherwise", fix="--save model.npz")
     text = load(path)
     epochs, batch_size, lr, hidden = epochs or 20, batch_size or 16, 3e-3 if lr is None else lr, hidden or 128
     sample, temperature = 400 if sample is None else sample, 0.7 if temperature is None else temperature

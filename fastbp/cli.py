@@ -213,7 +213,7 @@ def main(argv=None):
     except BrokenPipeError:    # whoever read has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (OSError, ValueError, RuntimeError) as problem:
+    except (OSError, ValueError, RuntimeError, MemoryError, OverflowError, ModuleNotFoundError) as problem:
         print(f"fastbp {args.command}: {problem}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

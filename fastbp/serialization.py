@@ -36,7 +36,7 @@ def save(path: str | os.PathLike, object: Any) -> None:
     The file is whole at any moment: it is written under another name in the same folder, synced,
     and renamed, so that a crash leaves the old file or the new one. What a killed save left
     behind, the next save to that folder removes. A link is followed. The mode of a file that
-    is replaced is kept.
+    is replaced is kept. A device or a pipe is written to.
 
     TypeError for anything else, named as `state['optimizer']['x']`, and ValueError for deeper
     nesting (an object that contains itself): nothing is written. OSError where the file cannot
@@ -107,6 +107,10 @@ def as_array(x: Any) -> np.ndarray:
 
 def _replace(target: str, write: Any) -> None:
     """The file that `write(file)` writes takes the place of `target`, at once or not at all."""
+    if os.path.exists(target) and not os.path.isfile(target):
+        with open(target, "wb") as file:  # a device or a pipe stays what it is; a folder is refused
+            write(file)
+        return
     folder = os.path.dirname(target)
     _remove_stale(folder)
     file = _temporary(folder)

@@ -499,6 +499,9 @@ class Staged(Caller):
         that measures its layers, with the same bits; `health_log` has (step, Health) of the last 1,000.
         ValueError: k is no int of 1 or more. StagingError: nothing is replayed here (FASTBP_STAGED=0).
         """
+        if progress is not None and not callable(progress):
+            raise error(TypeError, "epoch: progress is no function", got=repr(progress),
+                        expected="a function of the rows done and their total", fix="fb.fit shows a bar of its own")
         if health is not None:
             if isinstance(health, bool) or not hasattr(health, "__index__") or health < 1:
                 raise error(ValueError, "epoch: health can't be this", got=repr(health),

@@ -16,13 +16,21 @@ def load(folder, seed):
         X, y = data.load_digits()
         return hold_out(X, y, 360, seed)
     train, test = data.load_mnist(folder)
-    if train is not None and test is not None:
-        return train, test
-    X, y = train if train is not None else test
-    if len(X) < 2:
-        raise error(ValueError, "train: too few images", got=f"{len(X)} in {folder}", expected="2 or more",
-                    fix="give a folder with more images")
-    return hold_out(X, y, max(1, len(X) // 6), seed)
+    if train is None or test is None:
+        X, y = train if train is not None else test
+        if len(X) < 2:
+            raise error(ValueError, "train: too few images", got=f"{len(X)} in {folder}", expected="2 or more",
+                        fix="give a folder with more images")
+        train, test = hold_out(X, y, max(1, len(X) // 6), seed)
+    (X, y), (X_test, y_test) = train, test
+    if not X.size or not X_test.size or X.shape[1] != X_test.shape[1]:
+        raise error(ValueError, "train: these images can't be learned", expected="some in each, of one size",
+                    got=" and ".join("{} images of {} pixels".format(*x.shape) for x in (X, X_test)) + f" in {folder}",
+                    fix="take all files from one source")
+    if min(y.min(), y_test.min()) < 0:
+        raise error(ValueError, "train: a label is below 0", got=f"{min(y.min(), y_test.min())} in {folder}",
+                    expected="classes counted from 0", fix="check the files of labels")
+    return train, test
 
 
 def hold_out(X, y, n, seed):
@@ -135,10 +143,13 @@ def files(log, plot):
 
 
 def check_folder(path, what):
-    """FileNotFoundError where a file can't be made at `path`, if that is not None."""
+    """FileNotFoundError or IsADirectoryError where a file can't be made at `path`, if that is not None."""
     if path is not None and not Path(path).resolve().parent.is_dir():
         raise error(FileNotFoundError, f"train: {what} can't be saved there", got=path,
                     expected="a file in a folder that exists", fix="make the folder first")
+    if path is not None and Path(path).is_dir():
+        raise error(IsADirectoryError, f"train: {what} can't be saved there", got=f"{path}, a folder",
+                    expected="a file", fix="give the file a name")
 
 
 def train(model="mlp", folder=None, epochs=None, batch_size=None, lr=None, hidden=None, seed=0, save=None, log=None,

@@ -12,7 +12,7 @@ import numpy as np
 from fastbp.callbacks import Best, EarlyStopping
 from fastbp.data.batching import DataLoader, order, rows
 from fastbp.errors import StagingError, error
-from fastbp.nn.module import evaluating
+from fastbp.nn.module import Module, evaluating
 from fastbp.show.progress import Progress, short
 from fastbp.show.terminal import figure, write_figure
 from fastbp.staged import Staged, at_times, means_by_calls
@@ -74,22 +74,27 @@ class History:
     def plot(self, path):
         """Draw the columns of numbers by epoch: a panel for each kind, "loss" and "val_loss" in one.
 
-        RuntimeError: matplotlib, the extra `plot`, is missing. ValueError: a format that it has not.
+        RuntimeError: matplotlib, the extra `plot`, is missing. ValueError: a format that it has not, no epochs.
         """
         panels = {}
         for name in self.columns:
-            if name not in ("epoch", "seconds") and all(x is None or is_number(x) for x in self[name]):
+            known = [x for x in self[name] if x is not None]
+            if name not in ("epoch", "seconds") and known and all(map(is_number, known)):
                 panels.setdefault(name.rpartition("_")[2], []).append(name)
+        if not panels:
+            raise error(ValueError, "plot: there is nothing to draw", got=repr(self), expected="one epoch or more",
+                        fix="plot after training")
         drawn = figure(7, 1 + 2.5 * len(panels))
         for axes, (kind, names) in zip(drawn.subplots(len(panels), sharex=True, squeeze=False)[:, 0], panels.items(),
                                        strict=True):
             for name in names:
-                axes.plot(self["epoch"], self[name], marker="." if len(self) < 30 else None, label=name)
+                known = [(r["epoch"], r[name]) for r in self.records if r.get(name) is not None]
+                axes.plot(*zip(*known, strict=True), marker="." if len(known) < 30 else None, label=name)
             axes.set_ylabel(kind)
             axes.grid(alpha=0.3)
             axes.legend()
         axes.set_xlabel("epoch")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         write_figure(drawn, path)
 
 
@@ -127,6 +132,7 @@ def fit(step, *arrays, epochs, batch_size=None, shuffle=True, rng=None, validati
 
     model: the module whose modes change for validation, and whose parameters and buffers are put back where the best
     weights are wanted. A staged step need not say: its program shows which modules it calls and what it updates.
+    Where validation calls others, such as an average of the weights: nn.ModuleList([model, average]).
 
     initial_epoch: how many of the epochs are done already; an int as `rng` passes over their orders.
 
@@ -143,8 +149,8 @@ def fit(step, *arrays, epochs, batch_size=None, shuffle=True, rng=None, validati
                     expected="a function, staged or not, that trains on a batch", fix="fb.fit(step, X, y, ...)")
     loader = _loader(step, arrays, batch_size, shuffle, rng, first)
     n, first = loader.rows, loader.epoch
-    name = functools.partial(_named, metrics)
-    callbacks = list(callbacks)
+    name = functools.partial(_named, _names(metrics))
+    callbacks = _listed(callbacks)
     calls, validate = _calls(callbacks), _validation(validation, loader.batch_size, name)
     began = time.perf_counter()
     modules, weights = _state(step, model, loader)
@@ -215,9 +221,9 @@ def _epoch(step, loader, progress=None):
 def _loader(step, arrays, batch_size, shuffle, rng, first):
     """The DataLoader that fit is given, or one of its arrays and options that has done `first` epochs."""
     if len(arrays) == 1 and isinstance(arrays[0], DataLoader):
-        if batch_size is not None or rng is not None:
-            raise error(TypeError, "fit: a DataLoader has its own batch_size and rng", got="one, and options",
-                        expected="one alone", fix="fb.fit(step, loader, epochs=10)")
+        if batch_size is not None or rng is not None or first not in (0, arrays[0].epoch):
+            raise error(TypeError, "fit: a DataLoader has its own batch_size, rng and number of epochs done",
+                        got="one, and options", expected="one alone", fix="fb.fit(step, loader, epochs=10)")
         return arrays[0]
     if _is_staged(step):    # else each epoch would copy those that do not lie row by row
         rows(arrays)
@@ -239,6 +245,9 @@ def _state(step, model, loader):
     The weights of a step that shows none are None.
     """
     if model is not None:
+        if not isinstance(model, Module):
+            raise error(TypeError, "fit: the model is no module", got=type(model).__name__, expected="a nn.Module",
+                        fix="model=nn.ModuleList([a, b]) where there are several")
         return list(model.modules()), [*model.parameters(), *model.buffers()]
     if not _is_staged(step):
         return [], None
@@ -266,8 +275,8 @@ def _validation(given, size, name):
         def validate():
             result = given()
             if isinstance(result, dict):
-                return {column: float(x) for column, x in result.items()}
-            return name([float(x) for x in (result if isinstance(result, tuple) else (result,))], "val_")
+                return {column: _number(x) for column, x in result.items()}
+            return name([_number(x) for x in (result if isinstance(result, tuple) else (result,))], "val_")
     elif isinstance(given, (tuple, list)) and given and callable(given[0]):
         loader = DataLoader(*given[1:], batch_size=size)
         validate = lambda: name(_epoch(given[0], loader), "val_")
@@ -276,6 +285,27 @@ def _validation(given, size, name):
                     expected="(evaluate, X_val, y_val), or a function without arguments",
                     fix="write evaluate(x, y), which returns the loss of a batch")
     return validate
+
+
+def _number(x):
+    try:
+        return float(x)
+    except (TypeError, ValueError, RuntimeError):
+        raise error(TypeError, "fit: the validation returns something else than numbers",
+                    got=type(x).__name__ + (f" of shape {x.shape}" if hasattr(x, "shape") else ""),
+                    expected="the loss, a tuple that begins with it, or a dict {column: number}",
+                    fix="return loss, error") from None
+
+
+def _names(metrics):
+    """The names behind "loss", None where they are left open."""
+    if metrics is None:
+        return None
+    names = [*metrics] if hasattr(metrics, "__iter__") and not isinstance(metrics, str) else [None]
+    if not all(isinstance(name, str) for name in names) or len({"epoch", "loss", "seconds", *names}) < 3 + len(names):
+        raise error(ValueError, "fit: metrics can't be this", got=repr(metrics), expected="a list of names, each once, "
+                    'of the scalars behind the loss, other than "loss", "epoch", "seconds"', fix='metrics=["error"]')
+    return names
 
 
 def _named(metrics, means, prefix=""):
@@ -289,7 +319,7 @@ def _named(metrics, means, prefix=""):
 
 
 def _joined(record, validated):
-    if record.keys() & validated.keys():
+    if {*record, "seconds"} & validated.keys():
         raise error(ValueError, "fit: training has a column of the validation's name", got=", ".join(validated),
                     expected="names of their own", fix='{"val_loss": loss}')
     return record | validated
@@ -300,6 +330,13 @@ def _count(what, value, least):
         raise error(ValueError, f"fit: {what} can't be this", got=repr(value), expected=f"an int of {least} or more",
                     fix=f"{what}={max(least, 10)}")
     return operator.index(value)
+
+
+def _listed(callbacks):
+    if not hasattr(callbacks, "__iter__"):
+        raise error(TypeError, "fit: callbacks is no list", got=repr(callbacks), expected="a list, or () for none",
+                    fix="callbacks=[fb.callbacks.EarlyStopping(patience=3)]")
+    return list(callbacks)
 
 
 def _calls(callbacks):

@@ -145,6 +145,35 @@ def test_a_rate_that_is_too_high_stops_with_a_word(tmp_path):
     assert all(np.isfinite(w).all() for w in fb.load(tmp_path / "w.npz").values())
 
 
+def write_idx(path, array):
+    path.write_bytes(struct.pack(f">4B{array.ndim}i", 0, 0, {"uint8": 8, "int8": 9}[array.dtype.name], array.ndim,
+                                 *array.shape) + array.tobytes())
+
+
+@pytest.mark.parametrize("model", ["mlp", "lenet"])
+@pytest.mark.parametrize("train, test, label, says", [
+    ((9, 8, 8), (0, 8, 8), 1, "0 images of 64 pixels"), ((0, 8, 8), (9, 8, 8), 1, "0 images of 64 pixels"),
+    ((9, 0, 8), (9, 0, 8), 1, "9 images of 0 pixels"), ((9, 8, 8), (9, 9, 9), 1, "9 images of 64 pixels and 9 images"),
+    ((9, 8, 8), (9, 8, 8), -1, "a label is below 0")])
+def test_images_that_can_not_be_learned(tmp_path, model, train, test, label, says):
+    for name, shape in (("train", train), ("t10k", test)):
+        write_idx(tmp_path / f"{name}-images-idx3-ubyte", np.zeros(shape, np.uint8))
+        write_idx(tmp_path / f"{name}-labels-idx1-ubyte", np.full(shape[0], label, np.int8))
+    result = fastbp("train", "--model", model, "--data", tmp_path)
+    assert result.returncode == 2 and result.stdout == "", "before the first epoch"
+    assert says in result.stderr and str(tmp_path) in result.stderr and "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("options, says", [
+    (["--save", "."], "., a folder"), (["--plot", "."], "., a folder"),
+    (["--model", "gru", "--save", "w.safetensors"], "characters"), (["--hidden", 10**14], "no memory"),
+    (["--hidden", 10**30], "too large")])
+def test_what_can_not_be_done_is_said_before_the_first_epoch(options, says):
+    result = fastbp("train", "--epochs", 1, *options)
+    assert result.returncode == 2 and result.stdout == ""
+    assert says in result.stderr and "Traceback" not in result.stderr
+
+
 def test_lenet_learns_the_digits(tmp_path):
     result = fastbp("train", "--model", "lenet", "--epochs", 4, "--save", tmp_path / "w.npz", "--seed", 1)
     assert result.returncode == 0 and result.stderr == "", result.stderr
@@ -170,7 +199,7 @@ def test_lenet_on_a_folder(tmp_path):
 
 def test_gru_learns_a_text_and_writes_one(tmp_path):
     path = tmp_path / "abc.txt"
-    path.write_text("abc.\n" * 800)
+    path.write_text("\ufeff" + "abc.\n" * 800, encoding="utf-8")    # the mark is no character of the text
     options = ["--model", "gru", "--data", path, "--epochs", 6, "--hidden", 24, "--lr", 0.02, "--sample", 60]
     result = fastbp("train", *options, "--save", tmp_path / "w.npz")
     assert result.returncode == 0 and result.stderr == "", result.stderr
@@ -200,7 +229,9 @@ def test_the_sample_of_the_shipped_text_follows_the_seed_and_the_temperature():
 def test_texts_that_can_not_be_learned(tmp_path):
     (tmp_path / "short.txt").write_text("too short")
     (tmp_path / "binary.txt").write_bytes(bytes(range(256)) * 20)
-    for name, says in (("short.txt", "too short"), ("binary.txt", "UTF-8"), ("none.txt", "none.txt"), ("", "irectory")):
+    (tmp_path / "wide.txt").write_bytes(("long enough " * 200).encode("utf-16-le"))    # as UTF-8: letters and zeros
+    for name, says in (("short.txt", "too short"), ("binary.txt", "UTF-8"), ("wide.txt", "UTF-8"),
+                       ("none.txt", "none.txt"), ("", "irectory")):
         result = fastbp("train", "--model", "gru", "--data", tmp_path / name)
         assert result.returncode == 2 and result.stdout == ""
         assert says in result.stderr and "Traceback" not in result.stderr

@@ -53,13 +53,16 @@ def test_an_epoch_checks_all_labels_before_the_first_batch():
     (lambda step, X, y: step.epoch(X, y, batch_size=0), ValueError),
     (lambda step, X, y: step.epoch(X[:0], y[:0], batch_size=2), ValueError),
     (lambda step, X, y: step.repeat(0, X, y), ValueError),
+    (lambda step, X, y: step.epoch(X, y, batch_size=2, progress=True), TypeError),
     (lambda step, X, y: fb.staged(lambda x: x).epoch(X, batch_size=2), fb.StagingError),
 ])
 def test_epochs_and_repeats_that_make_no_sense(call, kind):
     X, y = data.load_digits()
-    _, _, step = net("sgd")
-    with pytest.raises(kind):
+    model, _, step = net("sgd")
+    before = [p.numpy().tobytes() for p in model.parameters()]
+    with pytest.raises(kind, match="fix: "):
         call(step, X[:10], y[:10])
+    assert [p.numpy().tobytes() for p in model.parameters()] == before
 
 
 def epochs(kind, make_step, arrays, n=2, **options):

@@ -181,6 +181,18 @@ def test_relative_paths_and_links(tmp_path, monkeypatch):
     assert os.listdir("folder") == ["real"]
 
 
+def test_a_pipe_is_written_to_and_stays_one(tmp_path):
+    path, read = tmp_path / "pipe", []
+    os.mkfifo(path)
+    reader = threading.Thread(target=lambda: read.append(path.read_bytes()), daemon=True)
+    reader.start()
+    save(path, STATE)
+    assert stat.S_ISFIFO(os.stat(path).st_mode) and os.listdir(tmp_path) == ["pipe"]
+    reader.join(10)
+    (tmp_path / "copy").write_bytes(read[0])
+    assert same(load(tmp_path / "copy"), STATE)
+
+
 def test_mode_is_the_umasks_and_then_the_replaced_files(path):
     umask = os.umask(0o027)
     try:

@@ -110,8 +110,10 @@ def test_a_loader_has_its_own_place(staged):
     rest = fit(b.step if staged else b.plain, loader)
     assert numbers(rest) == numbers(whole)[1:] and same_weights(a.weights(), b.weights())
     assert loader.epoch == 4 and len(fit(b.step, loader)) == 0
-    with pytest.raises(TypeError, match="its own batch_size"):
-        fit(b.step, loader, rng=3)
+    for options in ({"rng": 3}, {"initial_epoch": 2}):
+        with pytest.raises(TypeError, match="its own batch_size"):
+            fit(b.step, loader, **options)
+    assert len(fit(b.step, loader, initial_epoch=4)) == 0
 
 
 def test_steps_of_many_kinds():
@@ -158,6 +160,10 @@ def test_metrics_have_names():
     ({"validation": VAL}, TypeError, r"\(evaluate, X_val, y_val\)"),
     ({"validation": (len, X[:3], y[:4])}, ValueError, "lengths differ"),
     ({"step": 3}, TypeError, "the step can't be called"),
+    ({"callbacks": callbacks.EarlyStopping()}, TypeError, "no list"), ({"callbacks": None}, TypeError, "no list"),
+    ({"model": [nn.ReLU()]}, TypeError, "the model is no module"),
+    ({"metrics": "error"}, ValueError, r"metrics=\["), ({"metrics": [len]}, ValueError, "metrics can't be this"),
+    ({"metrics": ["loss"]}, ValueError, "behind the loss"), ({"metrics": ["a", "a"]}, ValueError, "each once"),
 ])
 def test_arguments_that_make_no_sense(options, kind, says):
     net = Net()
@@ -188,8 +194,13 @@ def test_validation_by_batches_and_by_a_function():
             assert history[0]["val_error"] == pytest.approx(expected[1].item(), abs=1e-6)
     assert [list(h[0])[2:-1] for h in histories[1:]] == [["val_loss", "val_error"]] * 3 + [
         ["val_loss", "extra"], ["val_loss"]]
-    with pytest.raises(ValueError, match="a column of the validation's name"):
-        net.fit(validation=lambda: {"loss": 1.0})
+    for name in ("loss", "seconds"):
+        with pytest.raises(ValueError, match="a column of the validation's name"):
+            net.fit(validation=lambda name=name: {name: 1.0})
+    for result, got in ((None, "NoneType"), ([1.0], "list"), ({"val_loss": "low"}, "str"),
+                        (fb.zeros(3), r"Tensor of shape \(3,\)")):
+        with pytest.raises(TypeError, match=f"(?s)where:.*test_training_loop.py.*got: +{got}\n"):
+            net.fit(validation=lambda result=result: result)
 
 
 class Moded(nn.Module):
@@ -278,6 +289,12 @@ def test_what_counts_as_better(options, values, epochs, best):
     stopping = callbacks.EarlyStopping(monitor="val", **options)
     answers = [stopping.on_epoch_end({"epoch": n, "val": v}) for n, v in enumerate(values, 1)]
     assert [a is None for a in answers] == [True] * (epochs - 1) + [False] and stopping.best.epoch == best
+
+
+@pytest.mark.parametrize("record", [{}, {"val": None}, {"val": "low"}])
+def test_what_can_not_be_monitored(record):
+    with pytest.raises(ValueError, match="no 'val' to monitor"):
+        callbacks.EarlyStopping(monitor="val").on_epoch_end({"epoch": 1, **record})
 
 
 def test_weights_that_are_not_known():
@@ -534,6 +551,12 @@ def test_a_terminal_gets_a_bar(tqdm, environment):
     assert lines[1].startswith("1/3  loss 0.5000  error 0.2500  ")
 
 
+def test_tqdms_own_switch_takes_the_bar_away():
+    pytest.importorskip("tqdm")
+    seen = on_a_terminal("-c", SLOW.format(tqdm=True), TQDM_DISABLE="1").decode()
+    assert [line.split()[0] for line in seen.split("\r\n")[:-1]] == ["noted", "1/3", "noted", "that"]
+
+
 def test_a_dumb_terminal_gets_lines_alone():
     seen = on_a_terminal("-c", SLOW.format(tqdm=False), TERM="dumb").decode()
     assert [line.split()[0] for line in seen.split("\r\n")[:-1]] == ["noted", "1/3", "noted", "that"]
@@ -587,8 +610,11 @@ def test_a_log_goes_on(tmp_path):
         net.fit(callbacks=[callbacks.CSVLog(path)], validation=lambda: 1.0)
     assert path.read_text().splitlines() == lines
     before = net.weights()
-    with pytest.raises(FileNotFoundError):
-        net.fit(callbacks=[callbacks.CSVLog(tmp_path / "no" / "log.csv")])
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG\n")
+    for name, kind, says in (("no/log.csv", FileNotFoundError, "log.csv"),
+                             ("picture.png", ValueError, "png' is no text")):
+        with pytest.raises(kind, match=says):
+            net.fit(callbacks=[callbacks.CSVLog(tmp_path / name)])
     assert same_weights(before, net.weights())
 
 
@@ -609,6 +635,25 @@ def test_a_plot_of_the_curves(tmp_path):
     assert seen[0] == seen[1] == seen[2] != path.read_bytes(), "at first, and at the end"
     with pytest.raises(ValueError, match="nonsense"):
         net.fit(callbacks=[callbacks.Plot(tmp_path / "curve.nonsense")])
+
+
+def test_a_plot_of_what_few_epochs_have(monkeypatch):
+    pytest.importorskip("matplotlib")
+    from fastbp import training
+    drawn, history = [], training.History()
+    monkeypatch.setattr(training, "write_figure", lambda figure, path: drawn.append(figure))
+    history.records = [{"epoch": 1, "loss": 1.0, "note": None}]
+    history.plot("one.png")
+    (axes,) = drawn.pop().axes
+    low, high = axes.get_xlim()
+    assert [x for x in axes.get_xticks() if low <= x <= high] == [1]
+    history.records = [{"epoch": n, "loss": 1 / n, "val_loss": None if n % 5 else 2 / n} for n in range(1, 61)]
+    history.plot("some.png")
+    loss, val_loss = drawn.pop().axes[0].lines
+    assert len(loss.get_xdata()) == 60 and [*val_loss.get_xdata()] == [*range(5, 61, 5)]
+    assert val_loss.get_marker() == "."
+    with pytest.raises(ValueError, match="nothing to draw"):
+        training.History().plot("none.png")
 
 
 def test_a_plot_without_matplotlib_is_said_before_the_first_step(tmp_path, monkeypatch):
@@ -647,6 +692,9 @@ def test_schedules_are_stepped_and_their_rates_recorded():
     assert history["lr"] == [0.05, 0.025, 0.025, 0.0125]
     history = net.fit(epochs=2, callbacks=[callbacks.Schedule(OnPlateau(net.opt), monitor="epoch")])
     assert history.columns[-1] == "lr" and history["lr"] == [0.0125] * 2
+    for wrong in (None, net.opt, optim.lr_scheduler.StepLR):
+        with pytest.raises(TypeError, match="this is no scheduler"):
+            callbacks.Schedule(wrong)
 
 
 def test_schedules_of_the_package():
@@ -702,8 +750,9 @@ def test_checkpoints_that_do_not_fit_change_nothing(tmp_path):
         with pytest.raises(ValueError):
             callbacks.Checkpoint(path, **parts).restore()
     fb.save(tmp_path / "other.npz", {"model": 1})
+    fb.save(tmp_path / "own.npz", {"parts": {"model": net.model.state_dict(), "optimizer": other.opt.state_dict()}})
     path.write_bytes(path.read_bytes()[:-50])
-    for wrong in (path, tmp_path / "other.npz"):
+    for wrong in (path, tmp_path / "other.npz", tmp_path / "own.npz"):
         with pytest.raises(ValueError):
             callbacks.Checkpoint(wrong, model=other.model, optimizer=other.opt).restore()
     assert same_weights(before, other.weights()) and fb.get_rng_state() == random

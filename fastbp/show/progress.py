@@ -121,5 +121,6 @@ def _bar(total, initial, begun):
 
     bar = Bar(total=total, initial=initial, ncols=width, nrows=size.lines, unit="", unit_scale=True, leave=False,
               bar_format="{desc} |{bar}| {percentage:3.0f}%{postfix}  {rate_fmt}  {remaining} left", delay=1e-9)
-    bar.start_t -= time.monotonic() - begun    # it was made when there was something to show
+    if not bar.disable:    # by TQDM_DISABLE
+        bar.start_t -= time.monotonic() - begun    # it was made when there was something to show
     return bar
