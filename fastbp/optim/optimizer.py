@@ -144,7 +144,6 @@ class Optimizer:
         options = {**self.defaults, **group}
         params = _listed(options.pop("params"))
         made = _Group(type(self), params, options)
-        self._check(made)
         if not params:
             raise ValueError("optimizer: there are no parameters to update")
         seen = set(self._vectors)
@@ -160,9 +159,6 @@ class Optimizer:
         made.write(made)
         self.param_groups.append(made)
         touch()
-
-    def _check(self, options):
-        """Raise where options do not go together."""
 
     @classmethod
     def _kernel(cls, group):
@@ -268,7 +264,7 @@ class Optimizer:
         for group, new in zip(self.param_groups, options, strict=True):
             if lacking := self.defaults.keys() - new.keys():
                 raise self._misfit(f"a group without {sorted(lacking)}", f"options {[*self.defaults]}")
-            self._check({**group, **group.checked(new)})
+            group.checked(new)
         numbers = [i for g in saved for i in g["params"]]
         by_number = dict(zip(numbers, self._params(), strict=True))
         option = {i: {**group, **new} for g, group, new in zip(saved, self.param_groups, options, strict=True)
