@@ -228,6 +228,16 @@ def test_a_rate_is_never_below_0():
     assert rates(opt) == [0, 0] and opt.param_groups[0]["betas"][0] < 1
 
 
+@pytest.mark.parametrize("start", [1.0, 1 / 3, 0.1, 0.01])
+def test_a_line_down_to_0_ends_there(start):
+    for steps in range(1, 50):
+        opt = groups(optim.SGD)
+        scheduler = LinearLR(opt, start, 0.0, steps)
+        for _ in range(steps + 2):
+            scheduler.step()
+        assert all(0 <= lr < 1e-15 for lr in rates(opt))
+
+
 def test_one_cycle_of_few_steps():
     """Phases of no length: PyTorch divides by 0 where pct_start total_steps is 1."""
     for total, start in ((1, 0.3), (2, 0.5), (10, 0.1), (10, 0.0), (10, 1.0)):

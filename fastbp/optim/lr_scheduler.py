@@ -260,7 +260,8 @@ class LinearLR(LRScheduler):
         if self._is_initial or self.last_epoch > self.total_iters:
             return self._rates()
         rise = self.end_factor - self.start_factor
-        return self._scaled(1 + rise / (self.total_iters * self.start_factor + (self.last_epoch - 1) * rise))
+        factor = 1 + rise / (self.total_iters * self.start_factor + (self.last_epoch - 1) * rise)
+        return self._scaled(max(0.0, factor))    # a line down to 0 may end a rounding below
 
 
 class ExponentialLR(LRScheduler):
