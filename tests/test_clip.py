@@ -68,6 +68,9 @@ def test_nothing_to_clip():
     assert clip_grad_norm_([p], 1.0).item() == 0 and clip_grad_norm_([], 1.0).item() == 0
     clip_grad_value_([p], 1.0)
     assert p.grad is None
+    p = fb.zeros((0, 2), dtype="float64", requires_grad=True)
+    p.grad = fb.zeros((0, 2), dtype="float64")
+    assert clip_grad_norm_([p], 1.0).item() == 0 and p.grad.shape == (0, 2)
 
 
 @pytest.mark.parametrize("bad", [-1.0, math.nan, "1", None])

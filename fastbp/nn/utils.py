@@ -28,9 +28,10 @@ def get_total_norm(tensors, norm_type=2.0, error_if_nonfinite=False):
     if not norm_type > 0:
         raise error(ValueError, "get_total_norm: norm_type can't be this", got=norm_type,
                     expected="a number above 0, or inf", fix="norm_type=2.0")
-    tensors = [x for x in _listed(tensors) if x.size]
+    listed = _listed(tensors)
+    tensors = [x for x in listed if x.size]
     if not tensors:
-        return tensor(0.0)
+        return tensor(0.0, dtype=listed[0].dtype if listed else None)
     if norm_type == math.inf:
         total = functools.reduce(maximum, [abs(x).max() for x in tensors])
     elif norm_type == 2:
