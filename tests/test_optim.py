@@ -718,6 +718,15 @@ def test_refused_state_changes_nothing(case):
     assert snapshot() == before
 
 
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_copies_of_groups_alone_are_dicts(copied):
+    opt = optim.Adam([one()], lr=0.5)
+    (group,) = copied(list(map(copied, opt.param_groups)))
+    assert type(group) is dict and {**group, "params": 0} == {**opt.param_groups[0], "params": 0}
+    group["lr"] = -1
+    assert opt.lr == 0.5
+
+
 def test_repr():
     lines = repr(optim.SGD([one()], lr=0.5)).splitlines()
     assert lines[:3] == ["SGD (", "Parameter Group 0", "    dampening: 0"] and "    lr: 0.5" in lines

@@ -98,6 +98,10 @@ class _Group(dict):
         self.update(options)
         return self
 
+    def __reduce__(self):
+        """For copy and pickle of a group by itself: a dict, no part of an optimizer."""
+        return dict, (dict(self),)
+
 
 _negative = no_grad()(neg)
 
