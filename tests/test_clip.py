@@ -86,6 +86,13 @@ def test_bad_bounds(bad):
     assert all((a == b).all() for a, b in zip(before, gradients(params), strict=True))
 
 
+def test_other_things_than_parameters():
+    for other in (nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 2)), [("w", fb.ones(2))], [np.ones(2)], None):
+        for function in (clip_grad_norm_, clip_grad_value_):
+            with pytest.raises(TypeError, match=r"(?s)clipping.*fix:      give model.parameters\(\)"):
+                function(other, 1.0)
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_norm_that_is_not_finite(bad):
     params = parameters()

@@ -6,6 +6,7 @@ They are gates: a staged step computes the norm and the clipped gradients at eac
 import functools
 import math
 import numbers
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -99,7 +100,12 @@ def _listed(tensors):
 
 
 def _with_gradients(parameters):
-    return [p for p in _listed(parameters) if p.grad is not None]
+    parameters = _listed(parameters) if isinstance(parameters, Iterable) else [parameters]
+    for p in parameters:
+        if not isinstance(p, Tensor):
+            raise error(TypeError, "clipping: a parameter is a Tensor", got=type(p).__name__,
+                        expected="tensors, or one", fix="give model.parameters()")
+    return [p for p in parameters if p.grad is not None]
 
 
 def _bound(function, name, value):

@@ -10,6 +10,7 @@ parameter. A plan changes only where an option decides about its kernel or its s
 does where it becomes 0 or stops being 0.
 """
 import collections
+import collections.abc
 import math
 import numbers
 
@@ -257,6 +258,9 @@ class Optimizer:
         All is checked first: ValueError, and nothing changed, where groups, options, names or
         shapes do not fit.
         """
+        if not isinstance(state_dict, collections.abc.Mapping):
+            raise error(TypeError, "load_state_dict: this is no state", got=type(state_dict).__name__,
+                        expected="a dict", fix="give what state_dict() returned")
         if not {"state", "param_groups"} <= set(state_dict):
             names = ", ".join([str(name) for name in state_dict][:5])
             raise self._misfit(f"a dict of {names or 'nothing'}", "state, param_groups")
