@@ -559,6 +559,8 @@ BAD_PARAMETERS = {
     "modules": (nn.Sequential(nn.ReLU()), TypeError, "model.parameters"),
     "an array": ([np.ones(2)], TypeError, "ndarray"),
     "a dict": ({"params": [shared]}, TypeError, "iterable"),
+    "a set": ({shared}, TypeError, "a fixed order.* not set"),
+    "a set in a group": ([{"params": {shared}}], TypeError, "set"),
     "no params": ([{"lr": 1.0}], TypeError, "params"),
     "no leaf": ([shared * 2], ValueError, "no leaf"),
     "no gradient": ([fb.ones(2)], ValueError, "require a gradient"),

@@ -332,8 +332,9 @@ class Optimizer:
 
 
 def _listed(params):
-    if isinstance(params, Tensor) or not hasattr(params, "__iter__") or isinstance(params, dict):
-        raise TypeError("optimizer: params is an iterable of Tensors or of groups, "
+    # A set has another order in each process: states would go to other parameters.
+    if isinstance(params, (Tensor, dict, set, frozenset)) or not hasattr(params, "__iter__"):
+        raise TypeError("optimizer: params is an iterable, in a fixed order, of Tensors or of groups, "
                         f"not {type(params).__name__}: give model.parameters()")
     return list(params)
 
