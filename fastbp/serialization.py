@@ -1,5 +1,6 @@
 """Save and load of nested state: a zip of .npy members and one JSON member, or safetensors. No pickle."""
 import contextlib
+import errno
 import fcntl
 import json
 import math
@@ -40,12 +41,15 @@ def save(path: str | os.PathLike, object: Any) -> None:
 
     TypeError for anything else, named as `state['optimizer']['x']`, and ValueError for deeper
     nesting (an object that contains itself): nothing is written. OSError where the file cannot
-    be written. ModuleNotFoundError: safetensors is not installed.
+    be written, or a folder, pipe or device is there. ModuleNotFoundError: safetensors is not installed.
     """
-    path = os.fsdecode(path)
+    path = _path("save", path)
     target = os.path.realpath(path)
     write = (_safetensors_writer if _is_safetensors(path) else _npz_writer)(object)
     try:
+        if not os.path.basename(path):    # "folder/", where there may be none yet
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        _refuse_devices(target)
         _replace(target, write)
     except OSError as problem:
         raise error(
@@ -66,7 +70,7 @@ def load(path: str | os.PathLike) -> Any:
     (FileNotFoundError, IsADirectoryError, ...) for one that can't be opened. ModuleNotFoundError:
     safetensors is not installed.
     """
-    path = os.fsdecode(path)
+    path = _path("load", path)
     read, fix = _read_npz, "copy or save it again; numpy.load reads other .npz files"
     what, expected = "damaged, or not a file of fastbp.save", f"a zip of .npy members and {_STRUCTURE}, as it writes it"
     if _is_safetensors(path):
@@ -74,6 +78,7 @@ def load(path: str | os.PathLike) -> Any:
         read, fix = _read_safetensors, "copy or save it again"
         what, expected = "damaged, or not in the format of safetensors", "what its package writes"
     try:
+        _refuse_devices(path)
         file = open(path, "rb")  # noqa: SIM115
     except OSError as problem:
         raise error(
@@ -103,6 +108,22 @@ def as_array(x: Any) -> np.ndarray:
 
 
 # --- the file on the disk
+
+
+def _path(function: str, path: Any) -> str:
+    try:
+        return os.fsdecode(path)
+    except TypeError:
+        raise error(
+            TypeError, f"{function}: the path is none", got=type(path).__name__, expected="a str or a pathlib.Path",
+            fix='fb.save("state.npz", object), fb.load("state.npz")',
+        ) from None
+
+
+def _refuse_devices(path: str) -> None:
+    """Raise for a pipe or a device: a save would take the place of /dev/null, a load of it or its kin never end."""
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+        raise OSError(errno.EINVAL, "a pipe or a device")
 
 
 def _replace(target: str, write: Any) -> None:

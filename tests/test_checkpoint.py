@@ -403,6 +403,8 @@ def test_an_optimizer_says_what_it_was_given_instead_of_a_state():
                          ({}, "a dict of nothing"), ({"state": {}}, "a dict of state")):
         with raises(ValueError, "does not fit this Adam", f"{words}\n", "expected: state, param_groups"):
             opt.load_state_dict(wrong)
+    with raises(TypeError, "this is no state", "got:      NoneType"):
+        opt.load_state_dict(None)
 
 
 def torch_pair(torch, dtype="float32"):

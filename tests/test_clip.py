@@ -68,6 +68,9 @@ def test_nothing_to_clip():
     assert clip_grad_norm_([p], 1.0).item() == 0 and clip_grad_norm_([], 1.0).item() == 0
     clip_grad_value_([p], 1.0)
     assert p.grad is None
+    p = fb.zeros((0, 2), dtype="float64", requires_grad=True)
+    p.grad = fb.zeros((0, 2), dtype="float64")
+    assert clip_grad_norm_([p], 1.0).item() == 0 and p.grad.shape == (0, 2)
 
 
 @pytest.mark.parametrize("bad", [-1.0, math.nan, "1", None])
@@ -81,6 +84,13 @@ def test_bad_bounds(bad):
         with pytest.raises(ValueError, match="norm_type"):
             clip_grad_norm_(params, 1.0, norm_type)
     assert all((a == b).all() for a, b in zip(before, gradients(params), strict=True))
+
+
+def test_other_things_than_parameters():
+    for other in (nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 2)), [("w", fb.ones(2))], [np.ones(2)], None):
+        for function in (clip_grad_norm_, clip_grad_value_):
+            with pytest.raises(TypeError, match=r"(?s)clipping.*fix:      give model.parameters\(\)"):
+                function(other, 1.0)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

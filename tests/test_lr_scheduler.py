@@ -228,6 +228,16 @@ def test_a_rate_is_never_below_0():
     assert rates(opt) == [0, 0] and opt.param_groups[0]["betas"][0] < 1
 
 
+@pytest.mark.parametrize("start", [1.0, 1 / 3, 0.1, 0.01])
+def test_a_line_down_to_0_ends_there(start):
+    for steps in range(1, 50):
+        opt = groups(optim.SGD)
+        scheduler = LinearLR(opt, start, 0.0, steps)
+        for _ in range(steps + 2):
+            scheduler.step()
+        assert all(0 <= lr < 1e-15 for lr in rates(opt))
+
+
 def test_one_cycle_of_few_steps():
     """Phases of no length: PyTorch divides by 0 where pct_start total_steps is 1."""
     for total, start in ((1, 0.3), (2, 0.5), (10, 0.1), (10, 0.0), (10, 1.0)):
@@ -454,12 +464,13 @@ def test_groups_that_came_later():
 BAD = {
     "step_size": lambda o: StepLR(o, 0), "step_size float": lambda o: StepLR(o, 2.5),
     "gamma": lambda o: StepLR(o, 2, -1), "gamma NaN": lambda o: ExponentialLR(o, math.nan),
-    "milestones": lambda o: MultiStepLR(o, [1.5]),
+    "milestones": lambda o: MultiStepLR(o, [1.5]), "milestones, one": lambda o: MultiStepLR(o, 30),
     "factor": lambda o: ConstantLR(o, 0), "factor above": lambda o: ConstantLR(o, 1.5),
     "total_iters": lambda o: LinearLR(o, total_iters=0), "start_factor": lambda o: LinearLR(o, 0),
     "end_factor": lambda o: LinearLR(o, end_factor=2), "T_max": lambda o: CosineAnnealingLR(o, 0),
     "eta_min": lambda o: CosineAnnealingLR(o, 5, -1), "T_0": lambda o: CosineAnnealingWarmRestarts(o, 0),
     "T_mult": lambda o: CosineAnnealingWarmRestarts(o, 5, 0), "lr_lambda": lambda o: LambdaLR(o, [abs]),
+    "lr_lambda that is none": lambda o: LambdaLR(o, 0.95),
     "last_epoch": lambda o: ExponentialLR(o, 0.9, last_epoch=-2),
     "total_steps": lambda o: OneCycleLR(o, 0.1), "total_steps 0": lambda o: OneCycleLR(o, 0.1, total_steps=0),
     "epochs": lambda o: OneCycleLR(o, 0.1, epochs=0, steps_per_epoch=3),
@@ -471,9 +482,13 @@ BAD = {
     "mode": lambda o: ReduceLROnPlateau(o, "down"),
     "threshold_mode": lambda o: ReduceLROnPlateau(o, threshold_mode="x"),
     "factor 1": lambda o: ReduceLROnPlateau(o, factor=1.0), "patience": lambda o: ReduceLROnPlateau(o, patience=-1),
+    "metrics": lambda o: ReduceLROnPlateau(o).step(None),
+    "metrics, several": lambda o: ReduceLROnPlateau(o).step(fb.ones(2)),
     "min_lr": lambda o: ReduceLROnPlateau(o, min_lr=[0.1]),
     "schedulers": lambda o: SequentialLR(o, [StepLR(groups(optim.SGD), 3)], []),
     "milestones of a sequence": lambda o: SequentialLR(o, [StepLR(o, 3), StepLR(o, 4)], [1, 2]),
+    "schedulers, one": lambda o: SequentialLR(o, StepLR(o, 3), []),
+    "milestones of a sequence, one": lambda o: SequentialLR(o, [StepLR(o, 3), StepLR(o, 4)], 5),
     "milestones in no order": lambda o: SequentialLR(o, [StepLR(o, 3)] * 3, [5, 2]),
 }
 
@@ -482,7 +497,7 @@ BAD = {
 def test_bad_arguments(case):
     opt = groups(optim.SGD)
     before = rates(opt)
-    with pytest.raises(ValueError, match=case.split()[0]):
+    with pytest.raises(ValueError, match=f"(?s){case.split()[0].strip(',')}.*fix:"):
         BAD[case](opt)
     assert rates(opt) == before
 
@@ -494,6 +509,9 @@ def test_other_things_than_optimizers_and_schedules():
                  lambda: SequentialLR(opt, [len], [])):
         with pytest.raises(TypeError):
             make()
+    for state in (None, [StepLR(opt, 3).state_dict()]):
+        with pytest.raises(TypeError, match="load_state_dict: this is no state"):
+            StepLR(opt, 3).load_state_dict(state)
     with pytest.raises(ValueError, match="no momentum"):
         OneCycleLR(groups(optim.Adagrad), 0.1, total_steps=3)
     assert OneCycleLR(groups(optim.Adagrad), 0.1, total_steps=3, cycle_momentum=False).total_steps == 3

@@ -196,6 +196,18 @@ def test_momentum_switched_on_and_off():
     assert p.item() == -(1 + 1 + 1.5 + 1)
 
 
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_a_nesterov_momentum_that_became_0_loads_and_copies(copied):
+    p = one(0.0, 1.0)
+    opt = optim.SGD([p], lr=1.0, momentum=0.5, nesterov=True)
+    opt.step()      # b = 1, d + b / 2 = 1.5
+    opt.param_groups[0]["momentum"] = 0
+    opt.step()
+    assert p.item() == -2.5
+    opt.load_state_dict(opt.state_dict())
+    assert copied(opt).state_dict()["param_groups"] == opt.state_dict()["param_groups"]
+
+
 @pytest.mark.parametrize("kind", [optim.SGD, optim.Adam, optim.AdamW, optim.NAdam, optim.RAdam, optim.RMSprop,
                                   optim.Adagrad])
 def test_vectors_see_what_is_set(kind):
@@ -522,6 +534,8 @@ def test_zero_and_numpy_numbers_are_good():
 def test_unsupported_options_of_pytorch():
     with pytest.raises(ValueError, match="nesterov"):
         optim.SGD([one()], nesterov=True)
+    with pytest.raises(ValueError, match="nesterov"):
+        optim.SGD([{"params": [one()]}, {"params": [one()], "momentum": 0}], momentum=0.9, nesterov=True)
     with pytest.raises(ValueError, match="dampening"):
         optim.SGD([{"params": [one()], "dampening": 0.1}], momentum=0.9)
     with pytest.raises(ValueError, match="amsgrad"):
@@ -545,6 +559,8 @@ BAD_PARAMETERS = {
     "modules": (nn.Sequential(nn.ReLU()), TypeError, "model.parameters"),
     "an array": ([np.ones(2)], TypeError, "ndarray"),
     "a dict": ({"params": [shared]}, TypeError, "iterable"),
+    "a set": ({shared}, TypeError, "a fixed order.* not set"),
+    "a set in a group": ([{"params": {shared}}], TypeError, "set"),
     "no params": ([{"lr": 1.0}], TypeError, "params"),
     "no leaf": ([shared * 2], ValueError, "no leaf"),
     "no gradient": ([fb.ones(2)], ValueError, "require a gradient"),
@@ -702,6 +718,15 @@ def test_refused_state_changes_nothing(case):
     with pytest.raises(ValueError, match="does not fit this Adam|lr can't|amsgrad is not"):
         new.load_state_dict(refusals(opt.state_dict())[case])
     assert snapshot() == before
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_copies_of_groups_alone_are_dicts(copied):
+    opt = optim.Adam([one()], lr=0.5)
+    (group,) = copied(list(map(copied, opt.param_groups)))
+    assert type(group) is dict and {**group, "params": 0} == {**opt.param_groups[0], "params": 0}
+    group["lr"] = -1
+    assert opt.lr == 0.5
 
 
 def test_repr():

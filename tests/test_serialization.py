@@ -263,6 +263,14 @@ def test_save_to_where_it_cannot(tmp_path):
         save(tmp_path / "nowhere" / "x", 1)
     with raises(IsADirectoryError, "cannot write"):
         save(tmp_path, 1)
+    with raises(IsADirectoryError, "cannot write"):
+        save(f"{tmp_path}/runs/", 1)
+    os.mkfifo(tmp_path / "pipe")
+    with raises(OSError, "cannot write", "got:      a pipe or a device"):
+        save(tmp_path / "pipe", 1)
+    assert os.listdir(tmp_path) == ["pipe"] and stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+    with raises(TypeError, "save: the path is none", "got:      dict", r'fix:      fb.save\("state.npz", object\)'):
+        save(STATE, tmp_path / "x")    # PyTorch's order
     assert temporaries(tmp_path) == temporaries(tmp_path.parent) == []
 
 
@@ -622,6 +630,12 @@ def test_load_from_where_it_cannot(tmp_path):
         load(tmp_path / "nowhere")
     with raises(IsADirectoryError, "cannot open"):
         load(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", "/dev/zero"):
+        with raises(OSError, "cannot open", "got:      a pipe or a device"):
+            load(path)
+    with raises(TypeError, "load: the path is none", "got:      BytesIO"):
+        load(io.BytesIO())
 
 
 def test_out_of_memory_is_not_called_damage(path, monkeypatch):

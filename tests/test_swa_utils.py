@@ -212,7 +212,7 @@ def test_refused():
             with pytest.raises(ValueError, match="decay"):
                 make(decay)
     averaged = AveragedModel(model)
-    for other in (Net(30), nn.Linear(3, 2)):
+    for other in (Net(30), nn.Linear(3, 2), Net(dtype="float64")):
         with pytest.raises(ValueError, match="another model"):
             averaged.update_parameters(other)
     assert averaged.n_averaged.item() == 0

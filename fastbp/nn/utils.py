@@ -6,6 +6,7 @@ They are gates: a staged step computes the norm and the clipped gradients at eac
 import functools
 import math
 import numbers
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -28,9 +29,10 @@ def get_total_norm(tensors, norm_type=2.0, error_if_nonfinite=False):
     if not norm_type > 0:
         raise error(ValueError, "get_total_norm: norm_type can't be this", got=norm_type,
                     expected="a number above 0, or inf", fix="norm_type=2.0")
-    tensors = [x for x in _listed(tensors) if x.size]
+    listed = _listed(tensors)
+    tensors = [x for x in listed if x.size]
     if not tensors:
-        return tensor(0.0)
+        return tensor(0.0, dtype=listed[0].dtype if listed else None)
     if norm_type == math.inf:
         total = functools.reduce(maximum, [abs(x).max() for x in tensors])
     elif norm_type == 2:
@@ -98,7 +100,12 @@ def _listed(tensors):
 
 
 def _with_gradients(parameters):
-    return [p for p in _listed(parameters) if p.grad is not None]
+    parameters = _listed(parameters) if isinstance(parameters, Iterable) else [parameters]
+    for p in parameters:
+        if not isinstance(p, Tensor):
+            raise error(TypeError, "clipping: a parameter is a Tensor", got=type(p).__name__,
+                        expected="tensors, or one", fix="give model.parameters()")
+    return [p for p in parameters if p.grad is not None]
 
 
 def _bound(function, name, value):

@@ -13,6 +13,7 @@ schedule makes of it, or a schedule is past its end, ValueError, and nothing is 
 """
 import bisect
 import collections
+import collections.abc
 import copy
 import math
 import numbers
@@ -46,6 +47,13 @@ def _real(kind, name, value, low=0, high=math.inf):
     if not real or not low <= value <= high or math.isinf(value):
         raise _wrong(kind, name, value, f"a finite number from {low} to {high}")
     return float(value)
+
+
+def _listed(kind, name, value):
+    """The items of a list or another iterable."""
+    if not isinstance(value, collections.abc.Iterable):
+        raise _wrong(kind, name, value, "a list")
+    return list(value)
 
 
 def _for_each(optimizer, kind, name, value):
@@ -163,6 +171,9 @@ class LRScheduler:
                            if name in vars(self) and name not in self._apart})
 
     def _check_state(self, state_dict):
+        if not isinstance(state_dict, collections.abc.Mapping):
+            raise error(TypeError, "load_state_dict: this is no state", got=type(state_dict).__name__,
+                        expected="a dict", fix="give what state_dict() returned")
         own = {name for name in vars(self) if name != "optimizer"}
         missing = sorted(name for name in own - state_dict.keys() if not name.startswith("_"))
         unexpected = sorted(name for name in state_dict.keys() - own if not name.startswith("_"))
@@ -184,6 +195,8 @@ class LambdaLR(LRScheduler):
     def __init__(self, optimizer, lr_lambda, last_epoch=-1):
         self._attach(optimizer)
         self.lr_lambdas = _for_each(optimizer, "LambdaLR", "lr_lambda", lr_lambda)
+        if not all(map(callable, self.lr_lambdas)):
+            raise _wrong("LambdaLR", "lr_lambda", lr_lambda, "a function of the epoch, or a list of them")
         super().__init__(optimizer, last_epoch)
 
     def get_lr(self):
@@ -218,7 +231,8 @@ class MultiStepLR(LRScheduler):
     """lr *= gamma at each milestone; at one that comes n times, gamma^n"""
 
     def __init__(self, optimizer, milestones, gamma=0.1, last_epoch=-1):
-        self.milestones = collections.Counter([_int("MultiStepLR", "milestones", m, 0) for m in milestones])
+        self.milestones = collections.Counter([_int("MultiStepLR", "milestones", m, 0)
+                                               for m in _listed("MultiStepLR", "milestones", milestones)])
         self.gamma = _real("MultiStepLR", "gamma", gamma)
         super().__init__(optimizer, last_epoch)
 
@@ -260,7 +274,8 @@ class LinearLR(LRScheduler):
         if self._is_initial or self.last_epoch > self.total_iters:
             return self._rates()
         rise = self.end_factor - self.start_factor
-        return self._scaled(1 + rise / (self.total_iters * self.start_factor + (self.last_epoch - 1) * rise))
+        factor = 1 + rise / (self.total_iters * self.start_factor + (self.last_epoch - 1) * rise)
+        return self._scaled(max(0.0, factor))    # a line down to 0 may end a rounding below
 
 
 class ExponentialLR(LRScheduler):
@@ -450,19 +465,21 @@ class SequentialLR(LRScheduler):
 
     def __init__(self, optimizer, schedulers, milestones, last_epoch=-1):
         self._attach(optimizer)
-        schedulers, milestones = list(schedulers), list(milestones)
+        kind = "SequentialLR"
+        schedulers = _listed(kind, "schedulers", schedulers)
+        milestones = [_int(kind, "milestones", m) for m in _listed(kind, "milestones", milestones)]
         for scheduler in schedulers:
             if not isinstance(scheduler, LRScheduler) or isinstance(scheduler, (ReduceLROnPlateau, SequentialLR)):
                 raise TypeError(f"SequentialLR: schedulers that need no metrics and are no sequence, "
                                 f"not {type(scheduler).__name__}")
             if scheduler.optimizer is not optimizer:
-                raise _wrong("SequentialLR", "schedulers", scheduler, "schedulers of the optimizer that is given")
+                raise _wrong(kind, "schedulers", scheduler, "schedulers of the optimizer that is given")
         if last_epoch != -1:
-            raise _wrong("SequentialLR", "last_epoch", last_epoch, "-1: load_state_dict resumes a run")
+            raise _wrong(kind, "last_epoch", last_epoch, "-1: load_state_dict resumes a run")
         if not schedulers or len(milestones) != len(schedulers) - 1 or sorted(milestones) != milestones:
-            raise _wrong("SequentialLR", "milestones", milestones,
+            raise _wrong(kind, "milestones", milestones,
                          f"one between each two of {len(schedulers)} schedulers, in their order")
-        self._schedulers, self._milestones = schedulers, [_int("SequentialLR", "milestones", m) for m in milestones]
+        self._schedulers, self._milestones = schedulers, milestones
         self.last_epoch = 0
         for group in optimizer.param_groups:    # as they were before the schedulers were made
             group["lr"] = group["initial_lr"]
@@ -523,7 +540,10 @@ class ReduceLROnPlateau(LRScheduler):
     def step(self, metrics):
         """Go on by one epoch, which gave this number: a Python number or a tensor of one element."""
         self._refuse_while_recording()
-        value, groups = float(metrics), self.optimizer.param_groups
+        try:
+            value, groups = float(metrics), self.optimizer.param_groups
+        except (TypeError, ValueError, RuntimeError):
+            raise _wrong("ReduceLROnPlateau", "metrics", metrics, "a number, or a tensor of one element") from None
         if len(self.min_lrs) != len(groups):
             if self.default_min_lr is None:
                 raise error(ValueError, "ReduceLROnPlateau: the optimizer has other groups than it had",

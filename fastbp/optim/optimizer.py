@@ -10,6 +10,7 @@ parameter. A plan changes only where an option decides about its kernel or its s
 does where it becomes 0 or stops being 0.
 """
 import collections
+import collections.abc
 import math
 import numbers
 
@@ -98,6 +99,10 @@ class _Group(dict):
         self.update(options)
         return self
 
+    def __reduce__(self):
+        """For copy and pickle of a group by itself: a dict, no part of an optimizer."""
+        return dict, (dict(self),)
+
 
 _negative = no_grad()(neg)
 
@@ -144,7 +149,6 @@ class Optimizer:
         options = {**self.defaults, **group}
         params = _listed(options.pop("params"))
         made = _Group(type(self), params, options)
-        self._check(made)
         if not params:
             raise ValueError("optimizer: there are no parameters to update")
         seen = set(self._vectors)
@@ -160,9 +164,6 @@ class Optimizer:
         made.write(made)
         self.param_groups.append(made)
         touch()
-
-    def _check(self, options):
-        """Raise where options do not go together."""
 
     @classmethod
     def _kernel(cls, group):
@@ -257,6 +258,9 @@ class Optimizer:
         All is checked first: ValueError, and nothing changed, where groups, options, names or
         shapes do not fit.
         """
+        if not isinstance(state_dict, collections.abc.Mapping):
+            raise error(TypeError, "load_state_dict: this is no state", got=type(state_dict).__name__,
+                        expected="a dict", fix="give what state_dict() returned")
         if not {"state", "param_groups"} <= set(state_dict):
             names = ", ".join([str(name) for name in state_dict][:5])
             raise self._misfit(f"a dict of {names or 'nothing'}", "state, param_groups")
@@ -268,7 +272,7 @@ class Optimizer:
         for group, new in zip(self.param_groups, options, strict=True):
             if lacking := self.defaults.keys() - new.keys():
                 raise self._misfit(f"a group without {sorted(lacking)}", f"options {[*self.defaults]}")
-            self._check({**group, **group.checked(new)})
+            group.checked(new)
         numbers = [i for g in saved for i in g["params"]]
         by_number = dict(zip(numbers, self._params(), strict=True))
         option = {i: {**group, **new} for g, group, new in zip(saved, self.param_groups, options, strict=True)
@@ -328,8 +332,9 @@ class Optimizer:
 
 
 def _listed(params):
-    if isinstance(params, Tensor) or not hasattr(params, "__iter__") or isinstance(params, dict):
-        raise TypeError("optimizer: params is an iterable of Tensors or of groups, "
+    # A set has another order in each process: states would go to other parameters.
+    if isinstance(params, (Tensor, dict, set, frozenset)) or not hasattr(params, "__iter__"):
+        raise TypeError("optimizer: params is an iterable, in a fixed order, of Tensors or of groups, "
                         f"not {type(params).__name__}: give model.parameters()")
     return list(params)
 

@@ -18,9 +18,8 @@ class SGD(Optimizer):
     def __init__(self, params, lr=1e-3, momentum=0, weight_decay=0, nesterov=False, *, maximize=False):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay,
                                   "nesterov": nesterov, "maximize": maximize})
-
-    def _check(self, options):
-        if options["nesterov"] and not options["momentum"]:
+        # Here only: a momentum that became 0 later is plain SGD, whose state loads and copies.
+        if any(group["nesterov"] and not group["momentum"] for group in self.param_groups):
             raise error(ValueError, "SGD: nesterov needs momentum", got="momentum=0", expected="momentum > 0",
                         fix="SGD(..., momentum=0.9, nesterov=True)")
 

@@ -117,8 +117,8 @@ class AveragedModel(Module):
 
     def _pairs(self, model, what):
         own, theirs = (dict(getattr(m, f"named_{what}")()) for m in (self.module, model))
-        if [(name, t.shape) for name, t in own.items()] != [(name, t.shape) for name, t in theirs.items()]:
+        if [(n, t.shape, t.dtype) for n, t in own.items()] != [(n, t.shape, t.dtype) for n, t in theirs.items()]:
             raise error(ValueError, "update_parameters: another model than the one that is averaged",
-                        got=f"{what} {[*theirs]}", expected=f"{[*own]}, of the same shapes",
+                        got=f"{what} {[*theirs]}", expected=f"{[*own]}, of the same shapes and dtypes",
                         fix="give the model of which AveragedModel was made")
         return [(own[name], p) for name, p in theirs.items()]
