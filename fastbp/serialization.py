@@ -41,7 +41,7 @@ def save(path: str | os.PathLike, object: Any) -> None:
 
     TypeError for anything else, named as `state['optimizer']['x']`, and ValueError for deeper
     nesting (an object that contains itself): nothing is written. OSError where the file cannot
-    be written, or a folder, pipe or device is there. ModuleNotFoundError: safetensors is not installed.
+    be written, or a folder is there. ModuleNotFoundError: safetensors is not installed.
     """
     path = _path("save", path)
     target = os.path.realpath(path)
@@ -49,7 +49,6 @@ def save(path: str | os.PathLike, object: Any) -> None:
     try:
         if not os.path.basename(path):    # "folder/", where there may be none yet
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        _refuse_devices(target)
         _replace(target, write)
     except OSError as problem:
         raise error(
@@ -78,7 +77,8 @@ def load(path: str | os.PathLike) -> Any:
         read, fix = _read_safetensors, "copy or save it again"
         what, expected = "damaged, or not in the format of safetensors", "what its package writes"
     try:
-        _refuse_devices(path)
+        if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+            raise OSError(errno.EINVAL, "a pipe or a device")  # to read it might never end
         file = open(path, "rb")  # noqa: SIM115
     except OSError as problem:
         raise error(
@@ -118,12 +118,6 @@ def _path(function: str, path: Any) -> str:
             TypeError, f"{function}: the path is none", got=type(path).__name__, expected="a str or a pathlib.Path",
             fix='fb.save("state.npz", object), fb.load("state.npz")',
         ) from None
-
-
-def _refuse_devices(path: str) -> None:
-    """Raise for a pipe or a device: a save would take the place of /dev/null, a load of it or its kin never end."""
-    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
-        raise OSError(errno.EINVAL, "a pipe or a device")
 
 
 def _replace(target: str, write: Any) -> None:
