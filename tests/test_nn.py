@@ -165,6 +165,24 @@ def test_train_eval_apply_requires_grad_zero_grad():
     assert tower.requires_grad_(False) is tower and not tower(fb.ones(2, 4)).requires_grad
 
 
+def test_pytorchs_arguments_that_change_nothing():
+    x = fb.tensor([[-1.0, 2.0]])
+    for layer in (nn.ReLU(inplace=True), nn.ReLU(True), nn.SiLU(inplace=True), nn.ELU(0.5, True),
+                  nn.LeakyReLU(0.2, inplace=True), nn.Dropout(0.0, True), nn.Dropout(0.0, inplace=True)):
+        layer(x)
+        assert "inplace" not in repr(layer) and x.numpy().tolist() == [[-1, 2]]
+    linear = nn.Linear(2, 1)
+    for owner in (linear, optim.SGD(linear.parameters())):
+        linear(x).sum().backward()
+        owner.zero_grad(set_to_none=True)
+        assert linear.weight.grad is None
+        with pytest.raises(ValueError, match="zero_grad: gradients are set to None"):
+            owner.zero_grad(set_to_none=False)
+    assert nn.MaxPool2d(2, 1, 0, 1, False, True).ceil_mode
+    with pytest.raises(ValueError, match="return_indices is not supported"):
+        nn.MaxPool2d(2, return_indices=True)
+
+
 def test_containers():
     a, b, c = nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)
     s = nn.Sequential(a, b).append(c)

@@ -1,4 +1,8 @@
-"""Activations as modules."""
+"""Activations as modules.
+
+`inplace` is PyTorch's: the result is the same, and no input is ever written over; a staged function's
+planner decides what shares memory.
+"""
 from fastbp.nn import functional as F
 from fastbp.nn.module import Module, settings
 
@@ -15,6 +19,9 @@ class Identity(Module):
 
 class ReLU(Module):
     """y = max(0, x)"""
+
+    def __init__(self, inplace=False):
+        pass
 
     def forward(self, x):
         return F.relu(x)
@@ -37,6 +44,9 @@ class Tanh(Module):
 class SiLU(Module):
     """y = x sigmoid(x)"""
 
+    def __init__(self, inplace=False):
+        pass
+
     def forward(self, x):
         return F.silu(x)
 
@@ -45,7 +55,7 @@ class LeakyReLU(Module):
     """y = x where x > 0, else negative_slope x"""
     extra_repr = settings
 
-    def __init__(self, negative_slope=0.01):
+    def __init__(self, negative_slope=0.01, inplace=False):
         self.negative_slope = negative_slope
 
     def forward(self, x):
@@ -56,7 +66,7 @@ class ELU(Module):
     """y = x where x > 0, else alpha (e^x - 1)"""
     extra_repr = settings
 
-    def __init__(self, alpha=1.0):
+    def __init__(self, alpha=1.0, inplace=False):
         self.alpha = alpha
 
     def forward(self, x):

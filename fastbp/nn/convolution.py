@@ -1,6 +1,7 @@
 """Convolution and pooling layers."""
 import math
 
+from fastbp.errors import error
 from fastbp.nn import functional as F
 from fastbp.nn import init
 from fastbp.nn.module import Module, Parameter, floating, settings
@@ -68,10 +69,16 @@ class Conv1d(_Conv):
 
 
 class MaxPool2d(Module):
-    """y = the largest element of each window of x (N, C, H, W); stride: kernel_size, unless it is given"""
+    """y = the largest element of each window of x (N, C, H, W); stride: kernel_size, unless it is given
+
+    ValueError: return_indices, which PyTorch has and this has not.
+    """
     extra_repr = settings
 
-    def __init__(self, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False):
+    def __init__(self, kernel_size, stride=None, padding=0, dilation=1, return_indices=False, ceil_mode=False):
+        if return_indices:
+            raise error(ValueError, "MaxPool2d: return_indices is not supported", got=repr(return_indices),
+                        expected="False", fix="leave return_indices out; ceil_mode has a name")
         self.kernel_size, self.stride = kernel_size, kernel_size if stride is None else stride
         self.padding, self.dilation, self.ceil_mode = padding, dilation, ceil_mode
 

@@ -9,12 +9,12 @@ class Dropout(Module):
     """y = x m, m = 0 with probability p, else 1 / (1 - p) (Srivastava et al., 2014); y = x in eval
 
     Each call draws a new m, in a replay too; the bits are the same for any number of threads. rng: an int or a
-    numpy Generator gives the layer a stream of its own, the buffer `stream`, which no state dict has. ValueError: p is
-    not between 0 and 1.
+    numpy Generator gives the layer a stream of its own, the buffer `stream`, which no state dict has. inplace is
+    PyTorch's: x is never written over. ValueError: p is not between 0 and 1.
     """
     _drop = staticmethod(F.dropout)
 
-    def __init__(self, p=0.5, rng=None):
+    def __init__(self, p=0.5, inplace=False, rng=None):
         self.p = probability(type(self).__name__, p)
         self.register_buffer("stream", None if rng is None else stream(rng), persistent=False)
 

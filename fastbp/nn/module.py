@@ -300,8 +300,11 @@ class Module:
             p.requires_grad_(requires_grad)
         return self
 
-    def zero_grad(self):
-        """Set .grad of all parameters to None."""
+    def zero_grad(self, set_to_none=True):
+        """Set .grad of all parameters to None. ValueError: set_to_none, PyTorch's, is False."""
+        if not set_to_none:
+            raise error(ValueError, "zero_grad: gradients are set to None", got=f"set_to_none={set_to_none!r}",
+                        expected="True", fix="zero_grad()")
         for p in self.parameters():
             p.grad = None
 

@@ -219,8 +219,11 @@ class Optimizer:
         for (kernel, states, h), gradient, ascends in work:
             update(kernel, states, _negative(gradient) if ascends else gradient, h)
 
-    def zero_grad(self):
-        """Set .grad of all parameters to None."""
+    def zero_grad(self, set_to_none=True):
+        """Set .grad of all parameters to None. ValueError: set_to_none, PyTorch's, is False."""
+        if not set_to_none:
+            raise error(ValueError, "zero_grad: gradients are set to None", got=f"set_to_none={set_to_none!r}",
+                        expected="True", fix="zero_grad()")
         for group in self.param_groups:
             for p in group["params"]:
                 p.grad = None
