@@ -131,8 +131,8 @@ def fit(step, *arrays, epochs, batch_size=None, shuffle=True, rng=None, validati
     callbacks: see `fastbp.callbacks`: EarlyStopping, CSVLog, Plot, Schedule, Checkpoint, any function of a record.
 
     model: the module whose modes change for validation, and whose parameters and buffers are put back where the best
-    weights are wanted. A staged step need not say: its program shows which modules it calls and what it updates.
-    Where validation calls others, such as an average of the weights: nn.ModuleList([model, average]).
+    weights are wanted. A staged step need not say: its program shows which modules it calls and what it updates; nor
+    need a staged evaluate that calls others, such as an average of the weights. Else: nn.ModuleList([model, average]).
 
     initial_epoch: how many of the epochs are done already; an int as `rng` passes over their orders.
 
@@ -151,9 +151,12 @@ def fit(step, *arrays, epochs, batch_size=None, shuffle=True, rng=None, validati
     n, first = loader.rows, loader.epoch
     name = functools.partial(_named, _names(metrics))
     callbacks = _listed(callbacks)
-    calls, validate = _calls(callbacks), _validation(validation, loader.batch_size, name)
+    calls, (validate, evaluated) = _calls(callbacks), _validation(validation, loader.batch_size, name)
     began = time.perf_counter()
     modules, weights = _state(step, model, loader)
+    if evaluated is not None:
+        with evaluating(modules):    # as it is called after an epoch
+            modules = [*modules, *_modules(_recording(*evaluated))]
     recording = time.perf_counter() - began    # a part of the first epoch
     history = History()
     run = Run(history, weights)
@@ -249,28 +252,42 @@ def _state(step, model, loader):
             raise error(TypeError, "fit: the model is no module", got=type(model).__name__, expected="a nn.Module",
                         fix="model=nn.ModuleList([a, b]) where there are several")
         return list(model.modules()), [*model.parameters(), *model.buffers()]
-    if not _is_staged(step):
+    recording = _recording(step, loader)
+    if recording is None:
         return [], None
-    batch = [(a.numpy() if isinstance(a, Tensor) else np.asarray(a))[:loader.batch_size] for a in loader.arrays]
-    staged, before = (step.staged, (step.instance,)) if isinstance(step, Bound) else (step, ())
-    try:
-        recording = staged.replay_for((*before, *batch), {}).about.recording
-    except StagingError:
-        if is_replayed():
-            raise
-        return [], None    # where nothing is replayed, it may look at its values
-    modules = {id(m): m for group, _ in recording.calls for m in group.module.modules()}.values()
+    modules = _modules(recording)
     found = [t for m in modules for t in (*m.parameters(recurse=False), *m.buffers(recurse=False))]
     found += [leaf for leaf, _ in recording.grads.values() if id(leaf) in recording.updated]
     # What copy_ changes; streams of random numbers go on.
     found += [t for key, t in recording.written.items() if key not in recording.updated and t.dtype.kind == "f"]
-    return list(modules), list({id(t): t for t in found}.values())
+    return modules, list({id(t): t for t in found}.values())
+
+
+def _recording(step, loader):
+    """What a staged step records of a batch; None for a plain one, and where nothing is recorded."""
+    if not _is_staged(step):
+        return None
+    batch = [(a.numpy() if isinstance(a, Tensor) else np.asarray(a))[:loader.batch_size] for a in loader.arrays]
+    staged, before = (step.staged, (step.instance,)) if isinstance(step, Bound) else (step, ())
+    try:
+        return staged.replay_for((*before, *batch), {}).about.recording
+    except StagingError:
+        if is_replayed():
+            raise
+        return None    # where nothing is replayed, it may look at its values
+
+
+def _modules(recording):
+    """The modules that are called in a recording."""
+    calls = () if recording is None else recording.calls
+    return list({id(m): m for group, _ in calls for m in group.module.modules()}.values())
 
 
 def _validation(given, size, name):
-    """A function that returns the validation's columns."""
+    """A function that returns the validation's columns; and what it calls for each batch, with its loader, if so."""
+    evaluated = None
     if given is None:
-        return dict
+        return dict, None
     if callable(given):
         def validate():
             result = given()
@@ -278,13 +295,13 @@ def _validation(given, size, name):
                 return {column: _number(x) for column, x in result.items()}
             return name([_number(x) for x in (result if isinstance(result, tuple) else (result,))], "val_")
     elif isinstance(given, (tuple, list)) and given and callable(given[0]):
-        loader = DataLoader(*given[1:], batch_size=size)
-        validate = lambda: name(_epoch(given[0], loader), "val_")
+        evaluated = given[0], DataLoader(*given[1:], batch_size=size)
+        validate = lambda: name(_epoch(*evaluated), "val_")
     else:
         raise error(TypeError, "fit: this is no validation", got=type(given).__name__,
                     expected="(evaluate, X_val, y_val), or a function without arguments",
                     fix="write evaluate(x, y), which returns the loss of a batch")
-    return validate
+    return validate, evaluated
 
 
 def _number(x):

@@ -246,6 +246,26 @@ def test_validation_is_in_eval_mode_without_gradients(staged):
 
 # --- stopping, and the best weights
 
+def test_modules_that_only_a_staged_validation_calls_are_in_eval_mode_too():
+    model = nn.Sequential(nn.Linear(64, 40, rng=0), nn.Dropout(0.5), nn.Linear(40, 10, rng=1))
+    average = optim.swa_utils.AveragedModel(model, multi_avg_fn=optim.swa_utils.get_ema_multi_avg_fn(0.9))
+    opt = optim.SGD(model.parameters(), lr=0.1)
+
+    @fb.staged
+    def step(x, labels):
+        loss = fb.cross_entropy(model(x), labels)
+        opt.zero_grad()
+        loss.backward()
+        opt.step()
+        average.update_parameters(model)
+        return loss
+
+    evaluate = fb.staged(lambda x, labels: fb.cross_entropy(average(x), labels))
+    history = fb.fit(step, *TRAIN, epochs=2, batch_size=32, progress=False, validation=(evaluate, *VAL), rng=0)
+    loss = fb.cross_entropy(average.predict(VAL[0]), VAL[1]).item()
+    assert abs(history["val_loss"][-1] - loss) < 1e-5 and all(m.training for m in average.modules())
+
+
 def falling_and_rising(net, after, values=(5, 3, 4, 2, 6, 7, 8, 9)):
     """A validation that gives these values, and keeps the weights at each."""
     left = iter(values)
