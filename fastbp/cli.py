@@ -1,6 +1,7 @@
 """The command line: `fastbp` and `python -m fastbp`."""
 import argparse
 import os
+import re
 import sys
 import unicodedata
 
@@ -214,7 +215,8 @@ def main(argv=None):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (OSError, ValueError, RuntimeError, MemoryError, OverflowError, ModuleNotFoundError) as problem:
-        print(f"fastbp {args.command}: {problem}", file=sys.stderr)
+        said = re.sub(r"\n  where: .*", "", str(problem))    # no line of the user's own
+        print(f"fastbp {args.command}: {said}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"\nfastbp {args.command}: stopped", file=sys.stderr)

@@ -234,7 +234,7 @@ def test_texts_that_can_not_be_learned(tmp_path):
                        ("none.txt", "none.txt"), ("", "irectory")):
         result = fastbp("train", "--model", "gru", "--data", tmp_path / name)
         assert result.returncode == 2 and result.stdout == ""
-        assert says in result.stderr and "Traceback" not in result.stderr
+        assert says in result.stderr and not re.search("Traceback|where:", result.stderr)
 
 
 def test_a_reader_who_has_seen_enough_is_no_error():
