@@ -274,6 +274,8 @@ def test_nan_stays_in_its_windows():
     x[1, 0, 3, 3] = np.nan
     y = F.conv2d(x, np.ones((1, 1, 3, 3), np.float32)).numpy()
     assert not np.isnan(y[0]).any() and np.isnan(y[1, 0, 1:4, 1:4]).all() and np.isnan(y).sum() == 9
+    y = F.adaptive_avg_pool2d(x, (2, 3)).numpy()
+    assert np.isnan(y[1, 0, 1, 1]) and np.isnan(y).sum() == 1
 
 
 def bad(call, kind, *words):

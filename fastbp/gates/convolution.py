@@ -286,7 +286,8 @@ def adaptive_avg_pool2d(x, output_size):
     """y = the means of output_size parts of x (N, C, H, W) or (C, H, W)
 
     output_size: an int or two, None for the size that there is. Part i of m of a side of n pixels
-    goes from floor(i n / m) to ceil((i + 1) n / m); parts share pixels where m does not divide n.
+    goes from floor(i n / m) to ceil((i + 1) n / m); parts share pixels where m does not divide n,
+    and there a NaN or infinity of a row or column is in all its parts.
     """
     x, single = _images("adaptive_avg_pool2d", x, mean)
     wanted = output_size if isinstance(output_size, (tuple, list)) else (output_size, output_size)
@@ -295,6 +296,8 @@ def adaptive_avg_pool2d(x, output_size):
     sizes = _pair("adaptive_avg_pool2d", "output_size", wanted, 1)
     if sizes == (1, 1):
         y = mean(x, (2, 3), keepdims=True)
+    elif not any(size % o for size, o in zip(x.shape[2:], sizes, strict=True)):
+        y = avg_pool2d(x, [size // o for size, o in zip(x.shape[2:], sizes, strict=True)])
     else:
         rows, columns = [tensor(_parts(size, o), dtype=x.dtype) for size, o in zip(x.shape[2:], sizes, strict=True)]
         y = transpose(rows, (1, 0)) @ (x @ columns)
