@@ -351,16 +351,15 @@ cdef enum:
     LONGEST = 1024    # vectors that one chain of a weight's gradient adds up
 
 cdef inline void dot_columns(const fb_instruction* i, Py_ssize_t o, Py_ssize_t rows, Py_ssize_t k, Py_ssize_t j,
-                             Py_ssize_t first, Py_ssize_t count, bint whole, Py_ssize_t top,
+                             taps th, taps tw, Py_ssize_t first, Py_ssize_t count, bint whole, Py_ssize_t top,
                              Py_ssize_t bottom) noexcept nogil:
     """What rows top .. bottom of dy add to dw[o .. o + rows, c, k, j], the first of them (top = 0) to nothing.
 
-    Of entries first .. first + count of the list of c, or (whole) of (c, j).
+    Of entries first .. first + count of the list of c, or (whole) of (c, j). th, tw: the reaches of k and of j.
     """
     cdef:
         Py_ssize_t size = sizeof(real), n = i.shape[BATCH] * size, wide = i.shape[SOURCE_H + 1] * n, r, e, c, left
         Py_ssize_t kernel_w = i.shape[KERNEL_H + 1], inside = i.shape[KERNEL_H] * kernel_w, place, skipped
-        taps th = reach_of(i, 0, k), tw = reach_of(i, 1, j)
         const char* x
         real* to
         const char* b[FB_DOT_COLUMNS]
@@ -412,7 +411,7 @@ cdef inline Py_ssize_t rows_at_once(const fb_instruction* i) noexcept nogil:
         Py_ssize_t n = i.shape[BATCH], lanes = LANES
         Py_ssize_t steps = (i.shape[MAP_H + 1] * n + lanes - 1) // lanes
         Py_ssize_t row = i.shape[INS] * i.shape[SOURCE_H + 1] * n * sizeof(real) * geometry_of(i)[STRIDE]
-    return max(min(LONGEST // steps, FB_NEAR // row), <Py_ssize_t>1)
+    return max(min(LONGEST // steps, 2 * FB_NEAR // row), <Py_ssize_t>1)
 
 
 cdef inline void convolve_weight(const fb_instruction* i, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
@@ -425,6 +424,7 @@ cdef inline void convolve_weight(const fb_instruction* i, Py_ssize_t start, Py_s
         Py_ssize_t unit, first, o, end, j, lists, length, e, left, rows, columns, high
         Py_ssize_t top = 0, bottom, some = rows_at_once(i)
         bint whole = reach_of(i, 1, 0).count == i.shape[MAP_H + 1] == reach_of(i, 1, kernel_w - 1).count
+        taps th, tw
     lists = 1 if whole else kernel_w    # of columns that have the same pixels inside the map
     length = i.shape[INS] * (kernel_w if whole else 1)
     while top < i.shape[MAP_H]:
@@ -433,7 +433,9 @@ cdef inline void convolve_weight(const fb_instruction* i, Py_ssize_t start, Py_s
             first = unit // kernel_h // blocks * i.shape[OUTS]
             o = first + unit // kernel_h % blocks * 4
             end = min(o + 4, first + i.shape[OUTS])
+            th = reach_of(i, 0, unit % kernel_h)
             for j in range(lists):
+                tw = reach_of(i, 1, j)
                 e = 0
                 while e < length:
                     left = length - e
@@ -442,7 +444,7 @@ cdef inline void convolve_weight(const fb_instruction* i, Py_ssize_t start, Py_s
                     while o + rows < end:
                         left = end - o - rows
                         high = FB_DOT_ROWS if left >= FB_DOT_ROWS else 2 if left >= 2 else 1
-                        dot_columns(i, o + rows, high, unit % kernel_h, j, e, columns, whole, top, bottom)
+                        dot_columns(i, o + rows, high, unit % kernel_h, j, th, tw, e, columns, whole, top, bottom)
                         rows += high
                     e += columns
         top = bottom
