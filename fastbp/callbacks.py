@@ -8,6 +8,7 @@ see. Training stops after an epoch for which one returns True, or a text that sa
 In a loop of your own, call `on_epoch_end` with a dict.
 """
 import inspect
+import io
 import math
 import os
 import time
@@ -138,7 +139,8 @@ class CSVLog:
 class Plot:
     """Draw the learning curves to a file, at most every ten seconds and at the end; see `History.plot`.
 
-    RuntimeError: matplotlib is missing, which is the extra `plot`; it is said before the first epoch.
+    Said before the first epoch: RuntimeError: matplotlib is missing, which is the extra `plot`. ValueError: a format
+    that it has not. OSError: there is no such folder.
     """
 
     def __init__(self, path):
@@ -146,7 +148,9 @@ class Plot:
 
     def on_fit_begin(self, run):
         from fastbp.show.terminal import figure
-        figure(1, 1)
+        drawn, ending = figure(1, 1), os.path.splitext(self.path)[1][1:].lower()
+        os.stat(os.path.dirname(os.path.abspath(self.path)))
+        drawn.savefig(io.BytesIO(), format=ending or None)
         self.history, self.drawn = run.history, -math.inf
 
     def on_epoch_end(self, record):

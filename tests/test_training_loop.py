@@ -653,8 +653,13 @@ def test_a_plot_of_the_curves(tmp_path):
     net.fit(epochs=3, validation=(net.evaluate, *VAL),
             callbacks=[callbacks.Plot(path), lambda record: seen.append(path.read_bytes())])
     assert seen[0] == seen[1] == seen[2] != path.read_bytes(), "at first, and at the end"
-    with pytest.raises(ValueError, match="nonsense"):
-        net.fit(callbacks=[callbacks.Plot(tmp_path / "curve.nonsense")])
+    before = net.weights()
+    for name, kind in (("curve.nonsense", ValueError), ("none/curve.svg", FileNotFoundError)):
+        with pytest.raises(kind, match=name.partition(".")[2] if kind is ValueError else "none"):
+            net.fit(callbacks=[callbacks.Plot(tmp_path / name)])
+    assert same_weights(before, net.weights()), "before the first epoch"
+    net.fit(callbacks=[callbacks.Plot(tmp_path / "curve.PNG"), callbacks.Plot(tmp_path / "curve")])
+    assert {"curve.PNG", "curve.png"} <= {*os.listdir(tmp_path)}
 
 
 def test_a_plot_of_what_few_epochs_have(monkeypatch):
