@@ -8,6 +8,7 @@ see. Training stops after an epoch for which one returns True, or a text that sa
 In a loop of your own, call `on_epoch_end` with a dict.
 """
 import inspect
+import io
 import math
 import os
 import time
@@ -15,6 +16,8 @@ import time
 import numpy as np
 
 from fastbp.errors import error
+from fastbp.nn.dropout import Dropout
+from fastbp.nn.module import Module
 from fastbp.random import get_rng_state, set_rng_state
 from fastbp.serialization import load, save
 
@@ -136,7 +139,8 @@ class CSVLog:
 class Plot:
     """Draw the learning curves to a file, at most every ten seconds and at the end; see `History.plot`.
 
-    RuntimeError: matplotlib is missing, which is the extra `plot`; it is said before the first epoch.
+    Said before the first epoch: RuntimeError: matplotlib is missing, which is the extra `plot`. ValueError: a format
+    that it has not. OSError: there is no such folder.
     """
 
     def __init__(self, path):
@@ -144,7 +148,9 @@ class Plot:
 
     def on_fit_begin(self, run):
         from fastbp.show.terminal import figure
-        figure(1, 1)
+        drawn, ending = figure(1, 1), os.path.splitext(self.path)[1][1:].lower()
+        os.stat(os.path.dirname(os.path.abspath(self.path)))
+        drawn.savefig(io.BytesIO(), format=ending or None)
         self.history, self.drawn = run.history, -math.inf
 
     def on_epoch_end(self, record):
@@ -181,13 +187,14 @@ class Checkpoint:
     """Save `parts` with `fb.save` after each epoch, or after each that is the best so far.
 
     parts, by name: what has `state_dict` and `load_state_dict`, and NumPy's generators; the package's own random
-    numbers are saved too. monitor, mode: as `EarlyStopping` has them.
+    numbers are saved too, and the streams of modules' layers `Dropout(rng=...)`. monitor, mode: as `EarlyStopping`
+    has them.
 
     >>> checkpoint = fb.callbacks.Checkpoint("run.npz", model=model, optimizer=opt)
     >>> fb.fit(step, X, y, epochs=20, batch_size=64, rng=0, initial_epoch=checkpoint.restore(), callbacks=[checkpoint])
 
     goes on from the file, where there is one, with the same bits as a run that never stopped. Name the callbacks
-    that schedule or log before it.
+    that schedule or log before it. An `EarlyStopping` is not a part: it counts, and keeps weights, from there on.
     """
 
     def __init__(self, path, *, best_only=False, monitor=None, mode="min", **parts):
@@ -202,7 +209,7 @@ class Checkpoint:
     def on_epoch_end(self, record):
         if not self.best_only or self.best.update(record):
             save(self.path, {"epoch": record["epoch"], "best": [self.best.value, self.best.epoch],
-                             "random": get_rng_state(), "parts": self._states()})
+                             "random": get_rng_state(), **self._states()})
 
     def restore(self):
         """Give the parts what the file holds; the number of epochs done, 0 where there is no file.
@@ -212,14 +219,14 @@ class Checkpoint:
         if not os.path.exists(self.path):
             return 0
         state = load(self.path)
-        ours = isinstance(state, dict) and state.keys() == {"epoch", "best", "random", "parts"}
-        found = [*state["parts"]] if ours else []
-        if set(found) != set(self.parts):
+        ours = isinstance(state, dict) and state.keys() == {"epoch", "best", "random", "parts", "streams"}
+        found, before = [*state["parts"], *state["streams"]] if ours else [], self._states()
+        expected = [*before["parts"], *before["streams"]]
+        if set(found) != set(expected):
             raise error(ValueError, f"Checkpoint: {os.fspath(self.path)!r} holds other parts", got=", ".join(found),
-                        expected=", ".join(self.parts), fix="name the parts as they were when it was saved")
-        before = self._states()
+                        expected=", ".join(expected), fix="make and name the parts as they were when it was saved")
         try:
-            self._load(state["parts"])
+            self._load(state)
             set_rng_state(state["random"])
         except BaseException:
             self._load(before)
@@ -228,12 +235,20 @@ class Checkpoint:
         return state["epoch"]
 
     def _states(self):
-        return {name: p.bit_generator.state if isinstance(p, np.random.Generator) else p.state_dict()
-                for name, p in self.parts.items()}
+        return {"parts": {name: p.bit_generator.state if isinstance(p, np.random.Generator) else p.state_dict()
+                          for name, p in self.parts.items()},
+                "streams": {name: stream.numpy().copy() for name, stream in self._streams().items()}}
 
-    def _load(self, states):
+    def _streams(self):
+        """The streams of layers' own, which state dicts, having PyTorch's names alone, lack."""
+        return {f"{name}.{path}.stream": module.stream for name, p in self.parts.items() if isinstance(p, Module)
+                for path, module in p.named_modules() if isinstance(module, Dropout) and module.stream is not None}
+
+    def _load(self, state):
         for name, part in self.parts.items():
             if isinstance(part, np.random.Generator):
-                part.bit_generator.state = states[name]
+                part.bit_generator.state = state["parts"][name]
             else:
-                part.load_state_dict(states[name])
+                part.load_state_dict(state["parts"][name])
+        for name, stream in self._streams().items():
+            stream.copy_(state["streams"][name])

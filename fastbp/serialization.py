@@ -19,6 +19,7 @@ _STRUCTURE = "structure.json"
 _FORMERLY_PYTORCHS = b"\x80\x02\x8a\x0a" + (0x1950a86a20f9469cfc6c).to_bytes(10, "little")
 _FIX = "convert it, or leave it out"
 _MAX_DEPTH = 100  # keeps json and the recursion below far from Python's own limit
+_MAX_HEADER = 100_000_000  # of safetensors, as its package has it
 _SAFETENSORS = {"F64": "f8", "F32": "f4", "F16": "f2", "BF16": "u2", "I64": "i8", "I32": "i4", "I16": "i2",
                 "I8": "i1", "U64": "u8", "U32": "u4", "U16": "u2", "U8": "u1", "BOOL": "?"}
 
@@ -355,7 +356,10 @@ def _safetensors_writer(object: Any) -> Any:
 
 
 def _read_safetensors(file: Any) -> dict[str, np.ndarray]:
-    arrays = {}
+    arrays, header = {}, int.from_bytes(file.read(8), "little")
+    if header > _MAX_HEADER:    # its package refuses that too, but takes a whole file to look
+        raise ValueError(f"a header of {header} bytes")
+    file.seek(0)
     for name, entry in _safetensors().deserialize(file.read()):
         if entry["dtype"] not in _SAFETENSORS:
             raise ValueError(f"{name!r} is of dtype {entry['dtype']}, which NumPy lacks: convert it first")

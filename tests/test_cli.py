@@ -197,6 +197,18 @@ def test_lenet_on_a_folder(tmp_path):
     assert result.returncode == 2 and "square images" in result.stderr and "Traceback" not in result.stderr
 
 
+FASHION = "/usr/share/datasets/fashion-mnist"    # where Debian's dataset-fashion-mnist puts it
+
+
+@pytest.mark.skipif(not os.path.isdir(FASHION), reason=f"there is no {FASHION}")
+def test_lenet_has_88_percent_of_fashion_mnist_right_after_5_epochs():
+    result = fastbp("train", "--model", "lenet", "--data", FASHION)
+    assert result.returncode == 0, result.stderr
+    assert "60,000 images to train on, 10,000 to test" in result.stdout
+    epoch, *_, wrong, _ = result.stdout.splitlines()[-1].split()
+    assert epoch == "5" and float(wrong.rstrip("%")) <= 12
+
+
 def test_gru_learns_a_text_and_writes_one(tmp_path):
     path = tmp_path / "abc.txt"
     path.write_text("\ufeff" + "abc.\n" * 800, encoding="utf-8")    # the mark is no character of the text

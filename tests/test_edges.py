@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import fastbp as fb
+from fastbp import nn
 
 INF, NAN = math.inf, math.nan
 
@@ -295,3 +296,6 @@ def test_lists_and_arrays_are_taken_by_composites():
     for f in (fb.softmax, fb.log_softmax, fb.logsumexp, fb.var, fb.std):
         np.testing.assert_array_equal(f([1.0, 2.0]), f(fb.tensor([1.0, 2.0])))
         np.testing.assert_array_equal(f(np.array([1.0, 2.0])), f(fb.tensor(np.array([1.0, 2.0]))))
+    for layer in (nn.BatchNorm1d(2), nn.BatchNorm1d(2).eval(), nn.Softplus(2.0)):
+        rows = [[1.0, 2.0], [3.0, 5.0]]
+        np.testing.assert_array_equal(layer(rows), layer(fb.tensor(rows)))

@@ -434,6 +434,12 @@ def test_refused_state_changes_nothing(case):
     assert bits(tower) == before
 
 
+@pytest.mark.parametrize("wrong", ["w.npz", None, [1], nn.ReLU()])
+def test_a_state_is_a_dict(wrong):
+    with pytest.raises(TypeError, match=f"(?s)this is no state.*got: +{type(wrong).__name__}\n.*fix"):
+        nn.ReLU().load_state_dict(wrong)
+
+
 def test_not_strict_passes_over_names_but_not_over_shapes():
     tower = Tower()
     result = tower.load_state_dict({"scale": np.full(3, 5.0), "x": np.ones(1)}, strict=False)

@@ -788,3 +788,17 @@ def test_safetensors_that_promise_gigabytes_allocate_nothing_like_them(safe):
             assert tracemalloc.get_traced_memory()[1] < 1_000_000
         finally:
             tracemalloc.stop()
+
+
+def test_a_safetensors_header_of_gigabytes_is_not_read(safe):
+    """The file, of holes, is as long as the header says."""
+    with open(safe, "wb") as file:
+        file.write((2 ** 32).to_bytes(8, "little") + b"{")
+        file.truncate(8 + 2 ** 32)
+    tracemalloc.start()
+    try:
+        with raises(ValueError, "damaged", "got: .*a header of 4294967296 bytes"):
+            load(safe)
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()

@@ -653,8 +653,13 @@ def test_a_plot_of_the_curves(tmp_path):
     net.fit(epochs=3, validation=(net.evaluate, *VAL),
             callbacks=[callbacks.Plot(path), lambda record: seen.append(path.read_bytes())])
     assert seen[0] == seen[1] == seen[2] != path.read_bytes(), "at first, and at the end"
-    with pytest.raises(ValueError, match="nonsense"):
-        net.fit(callbacks=[callbacks.Plot(tmp_path / "curve.nonsense")])
+    before = net.weights()
+    for name, kind in (("curve.nonsense", ValueError), ("none/curve.svg", FileNotFoundError)):
+        with pytest.raises(kind, match=name.partition(".")[2] if kind is ValueError else "none"):
+            net.fit(callbacks=[callbacks.Plot(tmp_path / name)])
+    assert same_weights(before, net.weights()), "before the first epoch"
+    net.fit(callbacks=[callbacks.Plot(tmp_path / "curve.PNG"), callbacks.Plot(tmp_path / "curve")])
+    assert {"curve.PNG", "curve.png"} <= {*os.listdir(tmp_path)}
 
 
 def test_a_plot_of_what_few_epochs_have(monkeypatch):
@@ -746,6 +751,38 @@ def test_training_goes_on_from_a_checkpoint_with_the_same_bits(tmp_path):
     rest, second = run(4, tmp_path / "parts.npz")
     assert same_weights(whole.weights(), rest.weights())
     assert numbers(history) == numbers(first) + numbers(second)
+
+
+def test_a_checkpoint_has_the_streams_of_layers(tmp_path):
+    """State dicts lack them: those of the layers of a model, and of the copies that an average has."""
+    def run(epochs, path, seed):
+        model = nn.Sequential(nn.Linear(64, 20, rng=0), nn.Dropout(rng=seed), nn.Linear(20, 10, rng=1), nn.Dropout(0.1))
+        opt, average = optim.SGD(model.parameters(), lr=0.1), optim.swa_utils.AveragedModel(model)
+
+        @fb.staged
+        def step(x, labels):
+            loss = fb.cross_entropy(model(x), labels)
+            opt.zero_grad()
+            loss.backward()
+            opt.step()
+            average.update_parameters(model)
+            return loss
+        checkpoint = callbacks.Checkpoint(path, model=model, average=average)
+        done = checkpoint.restore()
+        fb.fit(step, *TRAIN, epochs=epochs, batch_size=32, rng=0, initial_epoch=done, callbacks=[checkpoint],
+               progress=False)
+        return [t.numpy().copy() for t in (*model.parameters(), *average.parameters(), *average.buffers())]
+
+    fb.manual_seed(2)
+    whole = run(4, tmp_path / "whole.npz", seed=3)
+    fb.manual_seed(2)
+    run(2, tmp_path / "parts.npz", seed=3)
+    fb.manual_seed(77)
+    before = fb.get_rng_state()
+    with pytest.raises(ValueError, match=r"(?s)got: +model, average, model.1.stream, average.module.1.stream\n"):
+        run(4, tmp_path / "parts.npz", seed=None)
+    assert fb.get_rng_state() == before
+    assert same_weights(whole, run(4, tmp_path / "parts.npz", seed=4))
 
 
 def test_a_checkpoint_of_the_best_epoch(tmp_path):

@@ -9,8 +9,9 @@ class Dropout(Module):
     """y = x m, m = 0 with probability p, else 1 / (1 - p) (Srivastava et al., 2014); y = x in eval
 
     Each call draws a new m, in a replay too; the bits are the same for any number of threads. rng: an int or a
-    numpy Generator gives the layer a stream of its own, the buffer `stream`, which no state dict has. inplace is
-    PyTorch's: x is never written over. ValueError: p is not between 0 and 1.
+    numpy Generator gives the layer a stream of its own, the buffer `stream`, which no state dict has: a checkpoint
+    written by hand holds `layer.stream` too, and `layer.stream.copy_` takes it. inplace is PyTorch's: x is never
+    written over. ValueError: p is not between 0 and 1.
     """
     _drop = staticmethod(F.dropout)
 

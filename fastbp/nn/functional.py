@@ -31,7 +31,7 @@ def softplus(x, beta=1.0):
     """y = ln(1 + e^(beta x)) / beta; no threshold: exact everywhere"""
     if not beta > 0:
         raise ValueError(f"softplus: beta is positive, not {beta!r}")
-    return GATES["softplus"](x) if beta == 1 else GATES["softplus"](x * beta) / beta
+    return GATES["softplus"](x) if beta == 1 else GATES["softplus"](GATES["mul"](x, beta)) / beta
 
 
 def softmax(x, dim=-1):

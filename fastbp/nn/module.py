@@ -1,4 +1,5 @@
 """Module: parameters, buffers and modules by the names of the attributes that hold them."""
+import collections.abc
 import contextlib
 import difflib
 from typing import NamedTuple
@@ -247,8 +248,12 @@ class Module:
 
         PyTorch's tensors are taken as they are; floats of other sizes are converted. All is
         checked first: ValueError that lists the names that are missing, unexpected (with strict)
-        or do not fit in shape or kind of dtype, and then nothing was changed. Returns (missing_keys, unexpected_keys).
+        or do not fit in shape or kind of dtype, and then nothing was changed. TypeError: no dict.
+        Returns (missing_keys, unexpected_keys).
         """
+        if not isinstance(state_dict, collections.abc.Mapping):
+            raise error(TypeError, "load_state_dict: this is no state", got=type(state_dict).__name__,
+                        expected="a dict", fix="give what state_dict() returned, or fb.load(path)")
         own = self._state()
         missing = [name for name in own if name not in state_dict]
         unexpected = [name for name in state_dict if name not in own]

@@ -1,11 +1,11 @@
 """Normalization over batches and over the last dimensions of each sample."""
 from fastbp.create import ones, zeros
 from fastbp.errors import DtypeError, ShapeError, error
-from fastbp.gates.normalization import sizes
+from fastbp.gates.normalization import sizes, standardize
 from fastbp.gates.shape import narrow, real
 from fastbp.nn import functional as F
 from fastbp.nn.module import Module, Parameter, floating
-from fastbp_ext.gate import tick_state
+from fastbp_ext.gate import tensors_of, tick_state
 
 
 class _BatchNorm(Module):
@@ -24,6 +24,7 @@ class _BatchNorm(Module):
         self.register_buffer("num_batches_tracked", zeros((), dtype="int64") if tracked else None)
 
     def forward(self, x):
+        (x,) = tensors_of(standardize, x)
         if x.ndim not in self._forms or x.shape[1] != self.num_features:
             raise error(ShapeError, f"{type(self).__name__}: the input does not fit", got=f"shape {x.shape}",
                         expected=" or ".join(self._forms.values()).replace("C", str(self.num_features)),
