@@ -139,9 +139,9 @@ def fit(step, *arrays, epochs, batch_size=None, shuffle=True, rng=None, validati
     progress: a bar on a terminal (tqdm's, where that is installed) and a line for each epoch anywhere; "bar": no
     lines; False or None: nothing.
 
-    A loss that is NaN or infinite stops training with a word, and the best weights so far are put back. Ctrl-C stops
-    between two steps; what was reached is whole. ValueError, TypeError: arguments that make no sense, before the
-    first step.
+    A loss, or "val_loss", that is NaN or infinite stops training with a word, and the best weights so far are put
+    back. Ctrl-C stops between two steps; what was reached is whole. ValueError, TypeError: arguments that make no
+    sense, before the first step.
     """
     epochs, first = _count("epochs", epochs, 1), _count("initial_epoch", initial_epoch, 0)
     if not callable(step):
@@ -171,8 +171,13 @@ def fit(step, *arrays, epochs, batch_size=None, shuffle=True, rng=None, validati
             began = time.perf_counter()
             try:
                 means = _epoch(step, loader, functools.partial(_look, bar, name, epoch))
+                seconds, recording = time.perf_counter() - began + recording, 0.0
+                record = {"epoch": epoch + 1, **name(means)}
+                with evaluating(modules):
+                    record = _joined(record, validate()) | {"seconds": seconds}
+                _check("validation's loss", record.get("val_loss"))
             except _NotFinite as problem:
-                history.stopped = f"stopped in epoch {epoch + 1}: the loss is {problem}"
+                history.stopped = f"stopped in epoch {epoch + 1}: {problem}"
                 if weights is not None:
                     best.restore()
                     history.restored = best.epoch
@@ -180,10 +185,6 @@ def fit(step, *arrays, epochs, batch_size=None, shuffle=True, rng=None, validati
                 if not progress:
                     warnings.warn(f"fit: {history.stopped}", RuntimeWarning, stacklevel=2)
                 break
-            seconds, recording = time.perf_counter() - began + recording, 0.0
-            record = {"epoch": epoch + 1, **name(means)}
-            with evaluating(modules):
-                record = _joined(record, validate()) | {"seconds": seconds}
             history.records.append(record)
             if not restoring:
                 best.update(record)
@@ -202,9 +203,13 @@ def fit(step, *arrays, epochs, batch_size=None, shuffle=True, rng=None, validati
 
 def _look(bar, name, epoch, done, total, means):
     """Within an epoch: show the means so far, and stop where the loss is no number."""
-    if not math.isfinite(means[0]):
-        raise _NotFinite(means[0])
+    _check("loss", means[0])
     bar.show(epoch, done, name(means))
+
+
+def _check(what, value):
+    if isinstance(value, float) and not math.isfinite(value):
+        raise _NotFinite(f"the {what} is {value}")
 
 
 def _epoch(step, loader, progress=None):

@@ -534,6 +534,8 @@ def test_zero_and_numpy_numbers_are_good():
 def test_unsupported_options_of_pytorch():
     with pytest.raises(ValueError, match="nesterov"):
         optim.SGD([one()], nesterov=True)
+    with pytest.raises(ValueError, match="nesterov can't be this[^@]*0.0001[^@]*by their names"):
+        optim.SGD([one()], 0.1, 0.9, 0, 1e-4)    # PyTorch's order, which has dampening
     with pytest.raises(ValueError, match="nesterov"):
         optim.SGD([{"params": [one()]}, {"params": [one()], "momentum": 0}], momentum=0.9, nesterov=True)
     with pytest.raises(ValueError, match="dampening"):

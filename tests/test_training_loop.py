@@ -1,5 +1,6 @@
 """fit and its callbacks: the bits of a plain loop, what is shown and kept, and what is left when it ends early."""
 import csv
+import math
 import os
 import re
 import subprocess
@@ -400,6 +401,21 @@ def test_a_loss_that_is_no_number_stops_with_the_best_weights(capsys):
     with pytest.warns(RuntimeWarning, match="the loss is nan$"):
         fb.fit(lambda x: float("nan"), X, epochs=1, batch_size=100, progress=False)
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("batches", [True, False])
+def test_a_validation_that_is_no_number_stops_with_the_best_weights(bad, batches):
+    net, after = Net(), []
+
+    def evaluate(*batch):
+        loss = 1.0 + len(after) if len(after) < 2 else bad
+        return loss if batches else {"val_loss": loss}
+
+    with pytest.warns(RuntimeWarning, match=f"stopped in epoch 3: the validation's loss is {bad}; the weights are"):
+        history = net.fit(epochs=3, validation=(evaluate, *VAL) if batches else evaluate,
+                          callbacks=[lambda _: after.append(net.weights())])
+    assert len(history) == len(after) == 2 and history.restored == 1 and same_weights(net.weights(), after[0])
 
 
 def test_a_loss_that_is_no_number_stops_within_the_epoch(capsys):

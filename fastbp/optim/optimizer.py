@@ -14,6 +14,8 @@ import collections.abc
 import math
 import numbers
 
+import numpy as np
+
 from fastbp.errors import DtypeError, StagingError, error
 from fastbp.gates.arithmetic import neg
 from fastbp.serialization import as_array
@@ -30,6 +32,13 @@ def _number(name, value, below=math.inf):
     return float(value)
 
 
+def _flag(name, value):
+    if not isinstance(value, (bool, int, np.bool_)) or value not in (0, 1):    # a number there is another option's
+        raise error(ValueError, f"optimizer: {name} can't be this", got=repr(value), expected="True or False",
+                    fix="give options by their names")
+    return bool(value)
+
+
 def _betas(name, value):
     if not isinstance(value, (tuple, list)) or len(value) != 2:
         raise error(ValueError, f"optimizer: {name} can't be this", got=repr(value), expected="two numbers",
@@ -39,8 +48,7 @@ def _betas(name, value):
 
 _NUMBERS = ("lr", "momentum", "weight_decay", "eps", "alpha", "lr_decay", "initial_accumulator_value", "momentum_decay")
 _FLAGS = ("nesterov", "maximize", "centered", "decoupled_weight_decay")
-_CHECKS = {**dict.fromkeys(_NUMBERS, _number), **dict.fromkeys(_FLAGS, lambda name, value: bool(value)),
-           "betas": _betas}
+_CHECKS = {**dict.fromkeys(_NUMBERS, _number), **dict.fromkeys(_FLAGS, _flag), "betas": _betas}
 
 
 class _Group(dict):
