@@ -280,7 +280,8 @@ def test_products_over_nothing_and_views_that_overflow():
 def test_indexing_by_masks_dots_and_nothing():
     x = np.arange(24.0).reshape(2, 3, 4)
     t = fb.tensor(x)
-    for index in (np.s_[0, ..., [1, 2]], np.s_[..., [1, 0], 0], np.s_[[]], np.s_[x > 5], np.s_[:, x[0] > 5]):
+    for index in (np.s_[0, ..., [1, 2]], np.s_[..., [1, 0], 0], np.s_[[]], np.s_[x > 5], np.s_[:, x[0] > 5],
+                  np.s_[range(2), :, range(3, 1, -1)], np.s_[:, range(0)]):
         np.testing.assert_array_equal(t[index], x[index])
     y = np.arange(2.0).reshape(2, 1, 1, 1)
     index = np.s_[::2, 4::3, -1, ..., np.array([-1, 0])]
