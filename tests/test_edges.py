@@ -292,6 +292,15 @@ def test_indexing_by_masks_dots_and_nothing():
         t[True]
 
 
+def test_the_bounds_of_clip_have_numpys_names_too():
+    x = np.array([-2.0, 0.5, 2.0])
+    t = fb.tensor(x)
+    for bounds in ({"min": 0}, {"max": 1}, {"min": 0, "max": 1}):
+        expected = x.clip(**bounds)
+        np.testing.assert_array_equal(t.clip(**bounds), expected)
+        np.testing.assert_array_equal(fb.staged(lambda t, bounds=bounds: fb.clip(t, **bounds))(t), expected)
+
+
 def test_lists_and_arrays_are_taken_by_composites():
     for f in (fb.softmax, fb.log_softmax, fb.logsumexp, fb.var, fb.std):
         np.testing.assert_array_equal(f([1.0, 2.0]), f(fb.tensor([1.0, 2.0])))
