@@ -1008,6 +1008,11 @@ cdef class Tensor:
     def __ne__(self, other): return operate("__ne__", self, other)
     def __getitem__(self, index): return OPERATORS["__getitem__"](self, index)
 
+    def __setitem__(self, index, value):
+        # Without it Python would ask a mask for its `__index__`.
+        raise TypeError("x[index] = y: a Tensor's items are not assigned to: write fb.where(mask, y, x), "
+                        "or, of a slice, x.detach()[a:b].copy_(y)")
+
 
 def _rebuild(kind, array, list order, bint requires_grad, name):
     """A tensor of class `kind` over an array, its dimensions put back from `order`: what pickle and copy call."""

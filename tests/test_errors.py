@@ -1,4 +1,6 @@
 """Bad input: what was wrong, where, what came, what was expected, one fix; and nothing is changed."""
+import operator
+
 import numpy as np
 import pytest
 
@@ -85,6 +87,8 @@ def test_bad_input(what):
     (lambda: len(fb.tensor(1.0)), TypeError),
     (lambda: list(fb.tensor(1.0)), TypeError),
     (lambda: X.backward(), RuntimeError),
+    (lambda: operator.setitem(X, 0, 1), TypeError),
+    (lambda: operator.setitem(X, X > 0, 1), TypeError),
 ])
 def test_other_bad_calls(call, kind):
     with pytest.raises(kind):
