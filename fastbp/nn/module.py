@@ -134,6 +134,9 @@ class Module:
         object.__setattr__(self, name, value)
         if name == "training" or name in self._buffers:
             touch()
+            recorder = get_recorder()
+            if name == "training" and recorder is not None:
+                recorder.switched[id(self)] = self
 
     def predict(self, *inputs, batch_size=256):
         """self(*inputs) in batches of rows, in eval mode and without gradients; modes are put back.
