@@ -95,6 +95,18 @@ def test_other_bad_calls(call, kind):
         call()
 
 
+@pytest.mark.parametrize("scores, labels, fix", [
+    ((4, 3), (4, 3), "y.argmax(1)"),
+    ((2, 4, 5), (2, 4), "scores.reshape(-1, 5), y.reshape(-1)"),
+    ((4, 3), (3,), "check the batch"),
+    ((4, 3), (4, 1), "y.reshape(-1)"),
+])
+def test_the_fix_of_labels_that_do_not_fit(scores, labels, fix):
+    with pytest.raises(fb.ShapeError) as caught:
+        fb.cross_entropy(fb.zeros(scores), np.zeros(labels, int))
+    assert fix in str(caught.value) and f"scores {scores}, labels {labels}" in str(caught.value)
+
+
 def test_the_fix_of_a_matmul_names_the_transpose():
     with pytest.raises(fb.ShapeError, match="transpose one of them"):
         fb.ones(4, 3) @ fb.ones(5, 3)
