@@ -5,7 +5,7 @@ except ModuleNotFoundError as missing:
     raise ImportError("fastbp's compiled modules are not beside this source: build them here with `pip install -e .`, "
                       "or leave the source folder to use an installed fastbp") from missing
 
-from fastbp import callbacks, data, errors, nn, optim, show
+from fastbp import callbacks, data, errors, hints, nn, optim, show
 from fastbp.anomaly import detect_anomaly
 from fastbp.create import arange, full, ones, randn, zeros
 from fastbp.custom import define_gate
@@ -29,3 +29,7 @@ from fastbp_ext.program import set_flush_denormal
 from fastbp_ext.tensor import Tensor, from_numpy, no_grad, tensor
 
 globals().update(GATES)    # every row of fastbp.gates is a function of the package
+
+
+def __getattr__(name):
+    raise hints.missing("fastbp", name, hints.FASTBP)

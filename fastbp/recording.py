@@ -36,6 +36,7 @@ class Recording:
         self.grad_guards = []     # (leaf, whether it had a gradient at entry)
         self.accumulates = set()  # ids of arguments whose gradient is added to
         self.guards = []          # (what, a call, what it returned): a program holds while it returns the same
+        self.switched = {}        # id: a module whose mode the function sets
         self.watched = []         # (array, a copy): what was read at recording, and has to be the same at each call
         self.undo = []            # calls that take back what recording made
         self.updated = {}         # id: a parameter or state that an optimizer changes
@@ -78,6 +79,10 @@ class Recording:
         """The recording holds while `call()` returns what it returns now; whoever changes that calls `touch`."""
         self.guards.append((what, call, call()))
 
+    def guard_mode(self, module):
+        """The recording holds for the present mode of a module that is met, or left in it: a replay sets none."""
+        self.guard(f"training of {type(module).__name__}", lambda: module.training)
+
     def watch(self, array):
         """The recording holds while the array's values are what they are now."""
         self.watched.append((array, array.copy()))
@@ -88,7 +93,8 @@ class Recording:
             self.names.setdefault(id(p), name)
             self.names.setdefault(id(p._root), name)
             self.shown.setdefault(id(p._root), p)
-        self.guard(f"training of {type(module).__name__}", lambda: module.training)
+        if id(module) not in self.switched:
+            self.guard_mode(module)
         if module._buffers:
             self.guard(f"buffers of {type(module).__name__}", lambda: [id(b) for _, b in module._own_buffers()])
 

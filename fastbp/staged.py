@@ -85,6 +85,8 @@ def _record(recording, fn, args, kwargs):
     args, kwargs = tree_map(lambda x: next(left) if _is_leaf(x) else x, (args, kwargs))
     result = with_recorder(recording, _named, fn, recording, args, kwargs)
     recording.first.clear()    # the first call's arguments are not kept
+    for module in recording.switched.values():
+        recording.guard_mode(module)
     return specs, inputs, result
 
 

@@ -155,7 +155,8 @@ cdef tuple mixed(Gate gate, tuple args):
             if not is_float(x.kind):
                 _raise("DtypeError", f"{gate.name}: not a gate for {dtype_name(x.kind)} tensors",
                        f"dtype {dtype_name(x.kind)}, shape {x.shape}", "float32 or float64",
-                       "convert it: fb.tensor(x.numpy(), dtype='float32')")
+                       "make numbers of it: fb.where(x, 1.0, 0.0)" if x.kind == BOOL
+                       else "convert it: fb.tensor(x.numpy(), dtype='float32')")
             if found >= 0 and found != <int> x.kind:
                 _raise("DtypeError", f"{gate.name}: float32 and float64 do not mix",
                        " and ".join([dtype_name((<Tensor> as_tensor(gate.name, a, -1)).kind)

@@ -978,6 +978,11 @@ cdef class Tensor:
         """What a notebook shows: the picture, or None without gates, or with too many to read."""
         return None if self.stage is None else OPERATORS["notebook"](self)
 
+    def __getattr__(self, str name):
+        # A name that the type has not: an error that knows PyTorch's.
+        from fastbp import hints
+        raise hints.missing(type(self).__name__, name, hints.TENSOR)
+
     # --- its gates: each is a row in fastbp.gates
 
     def __add__(self, other): return operate("__add__", self, other)
@@ -1002,6 +1007,11 @@ cdef class Tensor:
     def __eq__(self, other): return operate("__eq__", self, other)
     def __ne__(self, other): return operate("__ne__", self, other)
     def __getitem__(self, index): return OPERATORS["__getitem__"](self, index)
+
+    def __setitem__(self, index, value):
+        # Without it Python would ask a mask for its `__index__`.
+        raise TypeError("x[index] = y: a Tensor's items are not assigned to: write fb.where(mask, y, x), "
+                        "or, of a slice, x.detach()[a:b].copy_(y)")
 
 
 def _rebuild(kind, array, list order, bint requires_grad, name):

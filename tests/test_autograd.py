@@ -69,6 +69,16 @@ def test_patterns_add_distributes_max_routes_mul_swaps():
 
 # --- the tape
 
+def test_std_of_equal_elements_has_gradient_0():
+    """A layer norm written by hand, (x - mean) / (std + eps), meets rows of padding."""
+    x = np.array([[2.0, 2.0, 2.0], [1.0, 2.0, 3.0], [1.0, np.nan, 1.0]])
+    for ddof in (0, 1):
+        y, dx = fb.value_and_grad(lambda x, ddof=ddof: x.std(1, ddof=ddof).sum())(x[:2])
+        assert y.item() == np.sqrt(x[1].var(ddof=ddof)) and not dx.numpy()[0].any()
+        np.testing.assert_allclose(dx.numpy()[1], [-1 / y.item() / (3 - ddof), 0, 1 / y.item() / (3 - ddof)])
+    assert np.isnan(fb.grad(lambda x: x.std(1).sum())(x[2:]).numpy()).all()
+
+
 def test_gradients_accumulate_over_backwards_and_forks():
     x = f64(3, requires_grad=True)
     (x * x).backward()

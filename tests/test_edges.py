@@ -281,7 +281,8 @@ def test_products_over_nothing_and_views_that_overflow():
 def test_indexing_by_masks_dots_and_nothing():
     x = np.arange(24.0).reshape(2, 3, 4)
     t = fb.tensor(x)
-    for index in (np.s_[0, ..., [1, 2]], np.s_[..., [1, 0], 0], np.s_[[]], np.s_[x > 5], np.s_[:, x[0] > 5]):
+    for index in (np.s_[0, ..., [1, 2]], np.s_[..., [1, 0], 0], np.s_[[]], np.s_[x > 5], np.s_[:, x[0] > 5],
+                  np.s_[range(2), :, range(3, 1, -1)], np.s_[:, range(0)]):
         np.testing.assert_array_equal(t[index], x[index])
     y = np.arange(2.0).reshape(2, 1, 1, 1)
     index = np.s_[::2, 4::3, -1, ..., np.array([-1, 0])]
@@ -290,6 +291,15 @@ def test_indexing_by_masks_dots_and_nothing():
         fb.arange(5)[np.array([True, False, True])]
     with pytest.raises(fb.DtypeError):
         t[True]
+
+
+def test_the_bounds_of_clip_have_numpys_names_too():
+    x = np.array([-2.0, 0.5, 2.0])
+    t = fb.tensor(x)
+    for bounds in ({"min": 0}, {"max": 1}, {"min": 0, "max": 1}):
+        expected = x.clip(**bounds)
+        np.testing.assert_array_equal(t.clip(**bounds), expected)
+        np.testing.assert_array_equal(fb.staged(lambda t, bounds=bounds: fb.clip(t, **bounds))(t), expected)
 
 
 def test_lists_and_arrays_are_taken_by_composites():

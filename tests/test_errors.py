@@ -1,8 +1,11 @@
 """Bad input: what was wrong, where, what came, what was expected, one fix; and nothing is changed."""
+import operator
+
 import numpy as np
 import pytest
 
 import fastbp as fb
+from fastbp import hints
 
 X = fb.ones(4, 3)
 LABELS = np.array([0, 1, 2, 0])
@@ -84,10 +87,24 @@ def test_bad_input(what):
     (lambda: len(fb.tensor(1.0)), TypeError),
     (lambda: list(fb.tensor(1.0)), TypeError),
     (lambda: X.backward(), RuntimeError),
+    (lambda: operator.setitem(X, 0, 1), TypeError),
+    (lambda: operator.setitem(X, X > 0, 1), TypeError),
 ])
 def test_other_bad_calls(call, kind):
     with pytest.raises(kind):
         call()
+
+
+@pytest.mark.parametrize("scores, labels, fix", [
+    ((4, 3), (4, 3), "y.argmax(1)"),
+    ((2, 4, 5), (2, 4), "scores.reshape(-1, 5), y.reshape(-1)"),
+    ((4, 3), (3,), "check the batch"),
+    ((4, 3), (4, 1), "y.reshape(-1)"),
+])
+def test_the_fix_of_labels_that_do_not_fit(scores, labels, fix):
+    with pytest.raises(fb.ShapeError) as caught:
+        fb.cross_entropy(fb.zeros(scores), np.zeros(labels, int))
+    assert fix in str(caught.value) and f"scores {scores}, labels {labels}" in str(caught.value)
 
 
 def test_the_fix_of_a_matmul_names_the_transpose():
@@ -98,3 +115,43 @@ def test_the_fix_of_a_matmul_names_the_transpose():
 def test_errors_have_the_base_classes_of_the_contract():
     assert issubclass(fb.ShapeError, ValueError) and issubclass(fb.DtypeError, TypeError)
     assert issubclass(fb.StagingError, RuntimeError) and issubclass(fb.GradcheckError, AssertionError)
+
+
+@pytest.mark.parametrize("call, fix", [
+    (lambda: X.view(-1), "x.reshape"),
+    (lambda: X.detach().cpu(), "leave it out"),
+    (lambda: fb.nn.Linear(2, 3).weight.data, r"x.copy_\(values\)"),
+    (lambda: setattr(fb.nn.Linear(2, 3).weight, "data", X), r"x.copy_\(values\)"),
+    (lambda: fb.cat([X, X]), "fb.concatenate"),
+    (lambda: fb.nn.BCELoss(), "nn.BCEWithLogitsLoss"),
+    (lambda: fb.nn.functional.nll_loss(X, LABELS), "F.cross_entropy"),
+])
+def test_a_name_of_pytorch_says_what_to_write(call, fix):
+    with pytest.raises(AttributeError, match=f"has no attribute '.*': write .*{fix}"):
+        call()
+
+
+def test_any_other_name_is_missing_as_ever():
+    for owner in (X, fb, fb.nn, fb.nn.functional):
+        assert not hasattr(owner, "nothing")
+        with pytest.raises(AttributeError, match="has no attribute 'nothing'$"):
+            owner.nothing    # noqa: B018
+
+
+def test_hints_are_of_names_that_are_missing():
+    for owner, known in [(X, hints.TENSOR), (fb, hints.FASTBP), (fb.nn, hints.NN),
+                         (fb.nn.functional, hints.FUNCTIONAL)]:
+        assert not [name for name in known if hasattr(owner, name)]
+
+
+def test_the_fix_for_truth_values_works_in_staged_functions_too():
+    with pytest.raises(fb.DtypeError, match=r"fb.where\(x, 1.0, 0.0\)"):
+        (X > 0).mean()
+    share = fb.staged(lambda x: fb.where(x > 0, 1.0, 0.0).mean())
+    assert share(fb.tensor([1.0, -1.0, 2.0, 3.0])).item() == 0.75
+
+
+@pytest.mark.parametrize("dtype", ["cpu", object(), "int32"])
+def test_a_device_is_no_dtype(dtype):
+    with pytest.raises(fb.DtypeError, match="to: parameters can't have this dtype(.|\n)*leave a device out"):
+        fb.nn.Linear(2, 3).to(dtype)

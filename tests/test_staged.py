@@ -281,6 +281,48 @@ def test_the_mode_of_modules_is_part_of_the_signature():
     assert f(fb.ones(1)).item() == 2 and f.recordings == 2
 
 
+def test_a_function_may_set_modes():
+    def steps(stage):
+        model = nn.Sequential(nn.Linear(3, 4, rng=0), nn.BatchNorm1d(4))
+        opt = optim.SGD(model.parameters(), 0.1)
+
+        @stage
+        def learn(x):
+            model.eval()
+            with fb.no_grad():
+                teacher = model(x)
+            model.train()
+            loss = fb.mse_loss(model(x), teacher)
+            opt.zero_grad()
+            loss.backward()
+            opt.step()
+            return loss
+
+        @stage
+        def judge(x):
+            model.eval()
+            return model(x)
+
+        @stage
+        def both(x):
+            first = model(x)
+            model.train(not model.training)
+            second = model(x)
+            model.train(not model.training)
+            return first, second
+
+        seen = []
+        for n in range(4):
+            x = fb.tensor(np.random.default_rng(n).standard_normal((5, 3)), dtype="float32")
+            for f in (learn, learn, judge, judge, both, learn, both):
+                seen.append((f(x), model.training))
+        return seen
+
+    for (a, mode), (b, staged_mode) in zip(steps(lambda f: f), steps(fb.staged), strict=True):
+        assert mode == staged_mode
+        assert_same(a, b)
+
+
 def test_momentum_that_begins_is_seen():
     (a, opt_a, step), (b, opt_b, other) = net("sgd"), net("sgd")
     X, y = data.load_digits()

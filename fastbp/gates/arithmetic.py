@@ -97,11 +97,12 @@ between = elementwise(
 
 
 @composite(boxed=False)
-def clip(x, low=None, high=None):
+def clip(x, low=None, high=None, *, min=None, max=None):
     """y = min(max(x, low), high); None is no bound
 
-    The gradient is 1 at the bounds and 0 beyond them.
+    The gradient is 1 at the bounds and 0 beyond them. min and max are NumPy's names of the bounds.
     """
+    low, high = min if low is None else low, max if high is None else high
     return between(x, -float("inf") if low is None else low, float("inf") if high is None else high)
 
 

@@ -75,9 +75,17 @@ def _labels(name, scores, y, shape, ignored=None, fill=None):
     """Labels as checked int64 indices, and whether one is ignored."""
     y = y if isinstance(y, Tensor) else from_numpy(np.asarray(y))
     if y.shape != shape:
-        raise error(ShapeError, f"{name}: labels do not fit the scores", got=f"scores {scores.shape}, labels {y.shape}",
-                    expected=f"labels {shape}: one for each row", fix="labels are class numbers: y.reshape(-1)"
-                    if y.size == size_of(shape) else "check the batch of each")
+        given = (*shape[:1], scores.shape[-1], *shape[1:])    # the classes are the second dimension of what came
+        if y.size == size_of(shape):
+            fix = "labels are class numbers: y.reshape(-1)"
+        elif y.shape == given:
+            fix = "labels are class numbers: of one-hot rows y.argmax(1)"
+        elif y.shape == given[:-1]:
+            fix = f"the classes come second: scores.reshape(-1, {given[-1]}), y.reshape(-1)"
+        else:
+            fix = "check the batch of each"
+        raise error(ShapeError, f"{name}: labels do not fit the scores", got=f"scores {given}, labels {y.shape}",
+                    expected=f"labels {shape}: one for each row", fix=fix)
     return as_index(y, scores.shape[-1], name, "labels", False, ignored, fill)
 
 

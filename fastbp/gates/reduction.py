@@ -74,8 +74,10 @@ def var(x, axis=None, ddof=0, keepdims=False):
 
 @composite
 def std(x, axis=None, ddof=0, keepdims=False):
-    """y = sqrt(var)"""
-    return sqrt(var(x, axis, ddof, keepdims))
+    """y = sqrt(var); the gradient is 0 where all elements are equal, as PyTorch's is"""
+    v = var(x, axis, ddof, keepdims)
+    constant = eq(v, 0)
+    return where(constant, v, sqrt(where(constant, 1, v)))    # sqrt's own gradient at 0 times 0 would be NaN
 
 
 # --- over rows: the last dimension, in C order

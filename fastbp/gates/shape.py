@@ -311,7 +311,7 @@ def scatter(dy, *indices, axis, shape):
 
 
 def _is_array(part):
-    return isinstance(part, (np.ndarray, list)) or isinstance(part, Tensor) and part.ndim > 0
+    return isinstance(part, (np.ndarray, list, range)) or isinstance(part, Tensor) and part.ndim > 0
 
 
 def _is_number_or_array(part):
@@ -329,7 +329,7 @@ def _expand(x, index):
     for k, part in enumerate(parts):
         if isinstance(part, (bool, np.bool_)) or getattr(part, "shape", 0) == () and part.dtype == bool:
             raise _bad_index(part)
-        if isinstance(part, list):
+        if isinstance(part, (list, range)):
             parts[k] = np.asarray(part) if part else np.zeros(0, np.int64)
         elif isinstance(part, Tensor) and part.dtype == bool:
             parts[k] = part.numpy()

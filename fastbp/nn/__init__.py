@@ -1,4 +1,5 @@
 """Layers, losses and what holds them together, with PyTorch's names and meanings."""
+from fastbp import hints
 from fastbp.nn import functional, init, utils
 from fastbp.nn.activation import (
     ELU,
@@ -30,3 +31,7 @@ __all__ = ["AdaptiveAvgPool2d", "AvgPool2d", "BCEWithLogitsLoss", "BatchNorm1d",
            "LeakyReLU", "Linear", "LogSoftmax", "MSELoss", "MaxPool2d", "Module", "ModuleList",
            "MultiheadAttention", "Parameter", "RMSNorm", "RNN", "RNNCell", "ReLU", "Sequential", "SiLU",
            "Sigmoid", "Softmax", "Softplus", "Tanh", "Unflatten", "functional", "init", "utils"]
+
+
+def __getattr__(name):
+    raise hints.missing("fastbp.nn", name, hints.NN)

@@ -11,6 +11,7 @@ from fastbp.differentiate import tree_map
 from fastbp.errors import DtypeError, ShapeError, error
 from fastbp.gates.row import Group
 from fastbp.gates.shape import memory_order
+from fastbp.hints import TENSOR, missing
 from fastbp.serialization import as_array
 from fastbp.staged import staged
 from fastbp_ext.tensor import Tensor, adopt, empty, get_recorder, in_group, no_grad, tensor, touch
@@ -29,13 +30,22 @@ class Parameter(Tensor):
         self.requires_grad = requires_grad
         return self
 
+    @property
+    def data(self):    # p.data = x would be an attribute of Python's, and the parameter as before
+        raise missing("Parameter", "data", TENSOR)
+
+    @data.setter
+    def data(self, value):
+        raise missing("Parameter", "data", TENSOR)
+
 
 def floating(name, dtype):
     """dtype as a NumPy dtype; DtypeError where it is neither float32 nor float64."""
-    dtype = np.dtype(dtype)
+    with contextlib.suppress(TypeError):    # a device, PyTorch's dtypes
+        dtype = np.dtype(dtype)
     if dtype not in (np.float32, np.float64):
         raise error(DtypeError, f"{name}: parameters can't have this dtype", got=dtype,
-                    expected="float32 or float64", fix='dtype="float32"')
+                    expected="float32 or float64", fix='"float32"; leave a device out: all runs on the CPU')
     return dtype
 
 
@@ -125,6 +135,9 @@ class Module:
         object.__setattr__(self, name, value)
         if name == "training" or name in self._buffers:
             touch()
+            recorder = get_recorder()
+            if name == "training" and recorder is not None:
+                recorder.switched[id(self)] = self
 
     def predict(self, *inputs, batch_size=256):
         """self(*inputs) in batches of rows, in eval mode and without gradients; modes are put back.

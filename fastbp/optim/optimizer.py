@@ -158,7 +158,10 @@ class Optimizer:
         params = _listed(options.pop("params"))
         made = _Group(type(self), params, options)
         if not params:
-            raise ValueError("optimizer: there are no parameters to update")
+            raise error(ValueError, "optimizer: there are no parameters to update", got="none",
+                        expected="tensors that require gradients, as model.parameters()",
+                        fix="make layers attributes of their Module, a list of them an nn.ModuleList; use a generator "
+                        "of parameters once")
         seen = set(self._vectors)
         for p in params:
             _check_parameter(p, seen)
