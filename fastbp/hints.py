@@ -1,4 +1,5 @@
 """What to write for PyTorch's names that fastbp spells in another way: the hints of AttributeErrors."""
+from fastbp_ext.tensor import add_method
 
 _CONVERT = 'fb.tensor(x.numpy(), dtype="float32"); numbers of a bool tensor: fb.where(x, 1.0, 0.0)'
 _COPY = "x.copy_(values)"
@@ -50,14 +51,27 @@ NN = {
     "ParameterList": "an attribute for each, by setattr", "ParameterDict": "an attribute for each, by setattr",
     **dict.fromkeys(["TransformerEncoderLayer", "TransformerEncoder"], "nn.MultiheadAttention, LayerNorm and Linear"),
 }
-FUNCTIONAL = {
-    "binary_cross_entropy": "F.binary_cross_entropy_with_logits, of the scores before the sigmoid",
-    "nll_loss": "F.cross_entropy, of the scores before the softmax",
-    "smooth_l1_loss": "F.huber_loss, the same for beta=1", "one_hot": 'np.eye(classes, dtype="float32")[labels]',
-}
 
 
 def missing(owner, name, hints):
     """The AttributeError for `name`, with what to write for it where PyTorch has it."""
     hint = hints.get(name)
     return AttributeError(f"{owner} has no attribute {name!r}" + (f": write {hint}" if hint else ""))
+
+
+class _Missing:
+    """A name that a Tensor has not. (A `__getattr__` of the type would make every attribute slower.)"""
+
+    def __init__(self, name):
+        self.name = name
+
+    def __get__(self, x, owner):
+        raise missing(owner.__name__, self.name, TENSOR)
+
+    def __set__(self, x, value):    # p.data = values would set an attribute of Python's
+        raise missing(type(x).__name__, self.name, TENSOR)
+
+
+for name in TENSOR:
+    add_method(name, _Missing(name))
+add_method("__dir__", lambda x: [name for name in object.__dir__(x) if name not in TENSOR])

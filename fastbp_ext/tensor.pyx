@@ -978,11 +978,6 @@ cdef class Tensor:
         """What a notebook shows: the picture, or None without gates, or with too many to read."""
         return None if self.stage is None else OPERATORS["notebook"](self)
 
-    def __getattr__(self, str name):
-        # A name that the type has not: an error that knows PyTorch's.
-        from fastbp import hints
-        raise hints.missing(type(self).__name__, name, hints.TENSOR)
-
     # --- its gates: each is a row in fastbp.gates
 
     def __add__(self, other): return operate("__add__", self, other)

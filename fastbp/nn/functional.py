@@ -1,5 +1,4 @@
 """torch.nn.functional's names over fastbp's gates."""
-from fastbp import hints
 from fastbp.errors import ShapeError, error
 from fastbp.gates import GATES
 from fastbp.gates.attention import scaled_dot_product_attention
@@ -26,10 +25,6 @@ __all__ = ["adaptive_avg_pool2d", "avg_pool2d", "batch_norm", "binary_cross_entr
 
 relu, sigmoid, tanh, silu, gelu = (GATES[name] for name in ("relu", "sigmoid", "tanh", "silu", "gelu"))
 leaky_relu, elu = GATES["leaky_relu"], GATES["elu"]
-
-
-def __getattr__(name):
-    raise hints.missing("fastbp.nn.functional", name, hints.FUNCTIONAL)
 
 
 def softplus(x, beta=1.0):

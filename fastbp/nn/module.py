@@ -11,7 +11,6 @@ from fastbp.differentiate import tree_map
 from fastbp.errors import DtypeError, ShapeError, error
 from fastbp.gates.row import Group
 from fastbp.gates.shape import memory_order
-from fastbp.hints import TENSOR, missing
 from fastbp.serialization import as_array
 from fastbp.staged import staged
 from fastbp_ext.tensor import Tensor, adopt, empty, get_recorder, in_group, no_grad, tensor, touch
@@ -29,14 +28,6 @@ class Parameter(Tensor):
         self = adopt(super().__new__(cls), data if isinstance(data, Tensor) else tensor(data))
         self.requires_grad = requires_grad
         return self
-
-    @property
-    def data(self):    # p.data = x would be an attribute of Python's, and the parameter as before
-        raise missing("Parameter", "data", TENSOR)
-
-    @data.setter
-    def data(self, value):
-        raise missing("Parameter", "data", TENSOR)
 
 
 def floating(name, dtype):
