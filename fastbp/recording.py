@@ -20,6 +20,11 @@ from fastbp_ext.tensor import (
 )
 
 
+def _parts(module):
+    """ids of a module's parameters and of those of all modules within, and of these."""
+    return [id(x) for m in module.modules() for x in (m, *m.parameters(recurse=False))]
+
+
 class Recording:
     """The stages of one run of a function, and what they need and leave behind."""
 
@@ -37,6 +42,7 @@ class Recording:
         self.accumulates = set()  # ids of arguments whose gradient is added to
         self.guards = []          # (what, a call, what it returned): a program holds while it returns the same
         self.switched = {}        # id: a module whose mode the function sets
+        self.parts_known = set()  # ids of modules whose layers and parameters are guarded
         self.watched = []         # (array, a copy): what was read at recording, and has to be the same at each call
         self.undo = []            # calls that take back what recording made
         self.updated = {}         # id: a parameter or state that an optimizer changes
@@ -88,13 +94,16 @@ class Recording:
         self.watched.append((array, array.copy()))
 
     def met(self, module):
-        """A module was called: the recording holds for its present mode, and its parameters and buffers have names."""
+        """A module was called: the recording holds for its mode and its parts, and its parameters have names."""
         for name, p in (*module.named_parameters(), *module.named_buffers()):
             self.names.setdefault(id(p), name)
             self.names.setdefault(id(p._root), name)
             self.shown.setdefault(id(p._root), p)
         if id(module) not in self.switched:
             self.guard_mode(module)
+        if id(module) not in self.parts_known:
+            self.parts_known.update(map(id, module.modules()))
+            self.guard(f"layers and parameters of {type(module).__name__}", lambda: _parts(module))
         if module._buffers:
             self.guard(f"buffers of {type(module).__name__}", lambda: [id(b) for _, b in module._own_buffers()])
 

@@ -940,3 +940,45 @@ def test_explain_says_what_was_recorded_and_why():
     text = "\n".join(lines)
     for part in ("0.5 in mul", "weight.T float32 (3, 2)", "k float32 ()", "bias float32 (2,)"):
         assert part in text
+
+
+def _replace_weight(net):
+    net.head.weight = nn.Parameter(fb.ones(2, 4))
+
+
+def _drop_bias(net):
+    net.head.bias = None
+
+
+def _take_out(net):
+    del net.blocks.last
+
+
+@pytest.mark.parametrize("change", [
+    lambda net: setattr(net, "head", nn.Linear(4, 2, rng=5)), _replace_weight, _drop_bias, _take_out,
+    lambda net: net.blocks.layers.append(nn.Linear(4, 4, rng=6)),
+    lambda net: net.blocks.layers.__setitem__(0, nn.Tanh())])
+def test_a_layer_or_parameter_that_is_replaced_is_recorded_anew(change):
+    class Blocks(nn.Module):
+        def __init__(self):
+            self.layers, self.last = nn.ModuleList([nn.Linear(4, 4, rng=1), nn.ReLU()]), nn.Sigmoid()
+
+        def forward(self, x):
+            for layer in self.layers:
+                x = layer(x)
+            return self.last(x) if hasattr(self, "last") else x
+
+    class Net(nn.Module):
+        def __init__(self):
+            self.blocks, self.head = Blocks(), nn.Linear(4, 2, rng=2)
+
+        def forward(self, x):
+            return self.head(self.blocks(x))
+
+    net, x = Net(), fb.randn(3, 4, rng=3)
+    step = fb.staged(lambda x: net(x))
+    before = step(x).numpy()
+    change(net)
+    assert_same(step(x), net(x))
+    assert not np.array_equal(step(x).numpy(), before) and step.recordings == 2
+    assert "layers and parameters of Net changed" in step.explain()

@@ -124,11 +124,16 @@ class Module:
             raise TypeError(f"{type(self).__name__}.{name} is a parameter or buffer: assign "
                             f"a {kind.__name__} or None, not {type(value).__name__}, or del it first")
         object.__setattr__(self, name, value)
-        if name == "training" or name in self._buffers:
+        if name == "training" or name in self._buffers or isinstance(value, (Parameter, Module)) or isinstance(
+                before, (Parameter, Module)):
             touch()
             recorder = get_recorder()
             if name == "training" and recorder is not None:
                 recorder.switched[id(self)] = self
+
+    def __delattr__(self, name):
+        object.__delattr__(self, name)
+        touch()
 
     def predict(self, *inputs, batch_size=256):
         """self(*inputs) in batches of rows, in eval mode and without gradients; modes are put back.
