@@ -211,6 +211,16 @@ cdef operate(str name, x, y):
         fb_this_thread.as_python = before
 
 
+cdef rebound(Tensor x, str sign):
+    """x += y gives x another tensor, x + y. That is not what one means who updates a parameter without gradients."""
+    if x.needs_grad and x.stage is None and fb_this_thread.no_grad:
+        from fastbp import errors
+        raise errors.error(TypeError, f"x {sign}= y changes no parameter: it gives x another tensor",
+                           got=f"a leaf, shape {x.shape}", expected="copy_ for a parameter, a new name for a value",
+                           fix=f"p.copy_(p {sign} y), or z = x {sign} y")
+    return NotImplemented
+
+
 cdef operate_alone(str name, Tensor x):
     """An operator of one operand."""
     cdef int before = fb_this_thread.as_python
@@ -992,6 +1002,10 @@ cdef class Tensor:
     def __rpow__(self, other, modulus): return operate("__pow__", other, self)
     def __matmul__(self, other): return OPERATORS["__matmul__"](self, other)
     def __rmatmul__(self, other): return OPERATORS["__matmul__"](other, self)
+    def __iadd__(self, other): return rebound(self, "+")
+    def __isub__(self, other): return rebound(self, "-")
+    def __imul__(self, other): return rebound(self, "*")
+    def __itruediv__(self, other): return rebound(self, "/")
     def __neg__(self): return operate_alone("__neg__", self)
     def __pos__(self): return self
     def __abs__(self): return operate_alone("__abs__", self)

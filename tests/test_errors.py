@@ -130,6 +130,17 @@ def test_a_name_of_pytorch_says_what_to_write(call, fix):
         call()
 
 
+def test_a_parameter_that_is_updated_by_an_operator_is_no_other_tensor():
+    p, y = fb.tensor([1.0, 2.0], requires_grad=True), fb.ones(2)
+    for sign, update in (("+", operator.iadd), ("-", operator.isub), ("*", operator.imul), ("/", operator.itruediv)):
+        with fb.no_grad(), pytest.raises(TypeError, match=rf"x \{sign}= y changes no(.|\n)*p.copy_\(p \{sign} y\)"):
+            update(p, y)
+        assert update(p, y).requires_grad and update(y, 3.0).shape == (2,)    # other tensors, as ever
+        with fb.no_grad():
+            assert not update(p.detach(), y).requires_grad and update(2.0, y).shape == (2,)
+    assert p.numpy().tolist() == [1, 2] and y.numpy().tolist() == [1, 1]
+
+
 def test_any_other_name_is_missing_as_ever():
     for owner in (X, fb, fb.nn):
         assert not hasattr(owner, "nothing")
