@@ -2,6 +2,7 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import fastbp as fb
@@ -61,3 +62,22 @@ def test_what_the_readme_names_exists():
         assert hasattr(fb, name), name
     for path in re.findall(r"^\| `([\w/]+\.?\w*)`", README.read_text(), re.M):
         assert path in GATES or (README.parent / path).exists(), path
+
+
+def test_what_is_written_otherwise_than_in_pytorch():
+    """The numbers are PyTorch's, for what stands on the left."""
+    x = fb.tensor([[[1.0, 5.0], [4.0, 2.0]], [[0.0, 3.0], [7.0, 6.0]], [[2.0, 2.0], [1.0, 1.0]]])
+    assert x.sum(axis=1, keepdims=True).shape == (3, 1, 2) and x.reshape(-1).shape == (12,)
+    assert x.expand_dims(0).shape == (1, 3, 2, 2) and x.transpose(1, 0, 2).numpy()[0, 1].tolist() == [0, 3]
+    assert x.argmax(1).numpy().tolist() == [[1, 0], [1, 1], [0, 0]] and x.max(1).numpy()[0].tolist() == [4, 5]
+    assert x.std(0, ddof=1).numpy()[0, 0] == 1
+    a, b = [fb.tensor([1.0, 2.0], requires_grad=True) for _ in range(2)]
+    fb.minimum(a, b).sum().backward()
+    assert a.grad.numpy().tolist() == b.grad.numpy().tolist() == [1, 1]
+    a.grad = b.grad = None
+    fb.where(a <= b, a, b).sum().backward()
+    assert a.grad.numpy().tolist() == [1, 1] and b.grad.numpy().tolist() == [0, 0]
+    right = fb.where(x[:, :, 0].argmax(1) == np.array([1, 1, 1]), 1.0, 0.0).mean()
+    assert abs(right.item() - 2 / 3) < 1e-6
+    a.copy_(a - 0.5 * a.grad)
+    assert a.numpy().tolist() == [0.5, 1.5]
