@@ -48,6 +48,20 @@ class Net:
         return fb.fit(step or self.step, *arrays, **{"epochs": 3, "batch_size": 32, "progress": False, **options})
 
 
+def averaging_step(model, average):
+    opt = optim.SGD(model.parameters(), lr=0.1)
+
+    @fb.staged
+    def step(x, labels):
+        loss = fb.cross_entropy(model(x), labels)
+        opt.zero_grad()
+        loss.backward()
+        opt.step()
+        average.update_parameters(model)
+        return loss
+    return step
+
+
 def same_weights(some, others):
     return all(same_bits(a, b) for a, b in zip(some, others, strict=True))
 
@@ -250,19 +264,9 @@ def test_validation_is_in_eval_mode_without_gradients(staged):
 def test_modules_that_only_a_staged_validation_calls_are_in_eval_mode_too():
     model = nn.Sequential(nn.Linear(64, 40, rng=0), nn.Dropout(0.5), nn.Linear(40, 10, rng=1))
     average = optim.swa_utils.AveragedModel(model, multi_avg_fn=optim.swa_utils.get_ema_multi_avg_fn(0.9))
-    opt = optim.SGD(model.parameters(), lr=0.1)
-
-    @fb.staged
-    def step(x, labels):
-        loss = fb.cross_entropy(model(x), labels)
-        opt.zero_grad()
-        loss.backward()
-        opt.step()
-        average.update_parameters(model)
-        return loss
-
     evaluate = fb.staged(lambda x, labels: fb.cross_entropy(average(x), labels))
-    history = fb.fit(step, *TRAIN, epochs=2, batch_size=32, progress=False, validation=(evaluate, *VAL), rng=0)
+    history = fb.fit(averaging_step(model, average), *TRAIN, epochs=2, batch_size=32, progress=False, rng=0,
+                     validation=(evaluate, *VAL))
     loss = fb.cross_entropy(average.predict(VAL[0]), VAL[1]).item()
     assert abs(history["val_loss"][-1] - loss) < 1e-5 and all(m.training for m in average.modules())
 
@@ -773,20 +777,11 @@ def test_a_checkpoint_has_the_streams_of_layers(tmp_path):
     """State dicts lack them: those of the layers of a model, and of the copies that an average has."""
     def run(epochs, path, seed):
         model = nn.Sequential(nn.Linear(64, 20, rng=0), nn.Dropout(rng=seed), nn.Linear(20, 10, rng=1), nn.Dropout(0.1))
-        opt, average = optim.SGD(model.parameters(), lr=0.1), optim.swa_utils.AveragedModel(model)
-
-        @fb.staged
-        def step(x, labels):
-            loss = fb.cross_entropy(model(x), labels)
-            opt.zero_grad()
-            loss.backward()
-            opt.step()
-            average.update_parameters(model)
-            return loss
+        average = optim.swa_utils.AveragedModel(model)
         checkpoint = callbacks.Checkpoint(path, model=model, average=average)
         done = checkpoint.restore()
-        fb.fit(step, *TRAIN, epochs=epochs, batch_size=32, rng=0, initial_epoch=done, callbacks=[checkpoint],
-               progress=False)
+        fb.fit(averaging_step(model, average), *TRAIN, epochs=epochs, batch_size=32, rng=0, initial_epoch=done,
+               callbacks=[checkpoint], progress=False)
         return [t.numpy().copy() for t in (*model.parameters(), *average.parameters(), *average.buffers())]
 
     fb.manual_seed(2)
