@@ -269,6 +269,18 @@ def test_a_relu_that_others_need_has_the_bits_of_both(f):
         assert all(same_bits(y, z) for y, z in zip(*map(flat, found), strict=True))
 
 
+@pytest.mark.parametrize("size, options, over", [
+    (6, {}, True), (7, {}, False), (6, {"stride": 1}, False), (6, {"padding": 1}, False), (6, {"dilation": 2}, False)])
+def test_the_gradient_of_a_pool_lies_over_its_input(size, options, over):
+    """Where each pixel is in one window."""
+    x, w = images(4, 1, size, size), fb.tensor(images(3, 1, 1, 1, seed=1), requires_grad=True)
+    f = fb.staged(fb.value_and_grad(lambda w: F.max_pool2d(fb.relu(F.conv2d(x, w)), 2, **options).sum()))
+    assert all(same_bits(a, b) for a, b in zip(f(w), f.eager(w), strict=True))
+    plan = f.replays[0].about.plan
+    (stage,) = [s for s in plan.stages if s.name == "max_pool_input"]
+    assert (plan.owner(stage.outputs[0]) is plan.owner(stage.inputs[1])) == over
+
+
 def test_nan_stays_in_its_windows():
     x = images(2, 1, 6, 6)
     x[1, 0, 3, 3] = np.nan

@@ -29,6 +29,12 @@ class Window(NamedTuple):
     relu: bool = False    # by the planner
 
     @property
+    def cuts(self):
+        """Whether each pixel of the larger map is in one window, and in one only."""
+        oh, ow, *_, kh, kw, h, w = self.space
+        return self.geometry == (kh, kw, 0, 0, 1, 1) and (oh * kh, ow * kw) == (h, w)
+
+    @property
     def map(self):
         """The shape of the smaller map, y."""
         oh, ow, n, groups, outs = self.space[:5]

@@ -1,4 +1,4 @@
-"""Pass: an elementwise stage writes over an input that nobody needs after it."""
+"""Pass: a stage that goes element by element writes over an input that nobody needs after it."""
 from fastbp.planner.plan import EACH, place_of
 
 
@@ -9,7 +9,7 @@ def in_place(plan):
         for t in stage.reads:
             last[id(t._root)] = n
     for n, stage in enumerate(plan.stages):
-        if stage.form not in (*EACH, "scan") or id(stage.outputs[0]._root) in plan.fixed:
+        if not _reads_first(stage) or id(stage.outputs[0]._root) in plan.fixed:
             continue
         y = stage.outputs[0]
         for x in stage.inputs:
@@ -20,6 +20,12 @@ def in_place(plan):
                 plan.shares[id(y)] = home
                 last[id(home)] = max(last.get(id(home), n), last.get(id(y), n))
                 break
+
+
+def _reads_first(stage):
+    """Whether an element of an input as large as the output is read last where its place is written."""
+    return (stage.form in (*EACH, "scan")
+            or stage.name == "max_pool_input" and stage.form == "windows" and stage.params["window"].cuts)
 
 
 def _dies_here(plan, x, last, n):
