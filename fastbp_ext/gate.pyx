@@ -461,8 +461,7 @@ cdef class Gate:
         if self.loop == JOIN:
             return self.join(to, y, xs, params["axis"])
         if self.loop == WINDOWS:
-            window = params["window"]
-            return lower_windows(to, kernel, y, xs, window.space, (*window.geometry, window.relu), params["units"])
+            return lower_windows(to, kernel, y, xs, params["window"].space, params["window"].numbers, params["units"])
         return self.place(to, y, x, params)
 
     cdef Tensor condition(self, object x):

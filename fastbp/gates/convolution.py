@@ -35,6 +35,11 @@ class Window(NamedTuple):
         return self.geometry == (kh, kw, 0, 0, 1, 1) and (oh * kh, ow * kw) == (h, w)
 
     @property
+    def numbers(self):
+        """The geometry as the kernels read it."""
+        return *self.geometry, self.relu, self.cuts
+
+    @property
     def map(self):
         """The shape of the smaller map, y."""
         oh, ow, n, groups, outs = self.space[:5]

@@ -11,7 +11,8 @@
 # short rows are packed, what lies outside counts as zeros: the same sum.)
 #
 # Space: OH, OW, N, groups, O / groups, C / groups, KH, KW, H, W. The last operand's strides hold the
-# geometry: stride, padding, dilation, each for rows and columns; and whether a max pool takes in a ReLU.
+# geometry: stride, padding, dilation, each for rows and columns; whether a max pool takes in a ReLU, and whether
+# each pixel of x is in one window, and in one only.
 
 cdef extern from "tile.h" nogil:
     ctypedef struct fb_dots:
@@ -45,6 +46,7 @@ cdef enum:
     PADDING = 2
     DILATION = 4
     RELU = 6
+    CUTS = 7
 
 
 # What a window finds along one axis: `count` taps first, first + step, ... that read start, start + move, ...
@@ -503,7 +505,7 @@ cdef inline void max_pool_input(const fb_instruction* i, Py_ssize_t start, Py_ss
     cdef:
         const Py_ssize_t* g = geometry_of(i)
         Py_ssize_t n = i.shape[BATCH], down, across, c, row, column, a, b, at, place, tap
-        bint apart = True, covered = True    # no two windows share an element; every element is in one
+        bint apart = True    # no two windows share an element
         int axis
         taps th, tw
         vec left, most, found, zero = splat(0)
@@ -514,10 +516,8 @@ cdef inline void max_pool_input(const fb_instruction* i, Py_ssize_t start, Py_ss
         const real* y
     for axis in range(2):
         apart = apart and g[STRIDE + axis] > (i.shape[KERNEL_H + axis] - 1) * g[DILATION + axis]
-        covered = (covered and g[PADDING + axis] == 0 and g[STRIDE + axis] == i.shape[KERNEL_H + axis]
-                   and i.shape[MAP_H + axis] * g[STRIDE + axis] == i.shape[SOURCE_H + axis])
     for c in range(start, stop):
-        if not (apart and covered):
+        if not g[CUTS]:    # else all of dx is written, perhaps over x
             memset(pixel(i, 0, SOURCE_H, c, 0, 0), 0, i.shape[SOURCE_H] * i.shape[SOURCE_H + 1] * n * sizeof(real))
         for row in range(i.shape[MAP_H]):
             th = taps_of(i, 0, row, False)
