@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from test_cli import on_a_terminal
 from test_gates import same_bits
+from test_staged import training_step
 
 import fastbp as fb
 from fastbp import callbacks, data, nn, optim
@@ -49,14 +50,11 @@ class Net:
 
 
 def averaging_step(model, average):
-    opt = optim.SGD(model.parameters(), lr=0.1)
+    train = training_step(model, optim.SGD(model.parameters(), lr=0.1))
 
     @fb.staged
     def step(x, labels):
-        loss = fb.cross_entropy(model(x), labels)
-        opt.zero_grad()
-        loss.backward()
-        opt.step()
+        loss = train(x, labels)
         average.update_parameters(model)
         return loss
     return step
